@@ -1,0 +1,30 @@
+//! Virtual vehicles: real protocols, recorded and synthetic drives, and load.
+//!
+//! Everything here is outside the server and knows only what a car maker and its cars know: the
+//! HTTP API to register vehicles, and MQTT to send what they measure.
+//!
+//! ```text
+//! provision ── Credentials ──┐
+//! synthetic ── Message ──────┼── fleet (many vehicles) ──┐
+//! recording ── Message ──────┴── simulate (as the CLI) ──┴── client ── MQTT ── server
+//!                                load (bytes as fast as they go) ──────── MQTT ── server
+//! ```
+
+pub mod client;
+pub mod credentials;
+mod dice;
+pub mod fleet;
+mod histogram;
+pub mod load;
+pub mod message;
+mod open_files;
+pub mod provision;
+pub mod recording;
+pub mod simulate;
+mod speaker;
+pub mod synthetic;
+
+pub use credentials::{Credentials, CredentialsError};
+pub use dice::Dice;
+pub use histogram::Histogram;
+pub use open_files::{OpenFilesError, allow_open_files};
