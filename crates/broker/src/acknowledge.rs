@@ -1,0 +1,118 @@
+//! The receipt that a tap gives back once its copy is durable.
+//!
+//! Flow: shard calls the tap with an [`Acknowledge`] -> the log writes and syncs -> its writer
+//! thread calls [`Acknowledge::done`] for every record of the group commit -> outcomes gather in
+//! the mailbox of the connection's shard, which is woken once -> PUBACKs leave in the order of
+//! their PUBLISH packets, one write per connection.
+//!
+//! Cost per message: one reference count and a small entry in the mailbox; no allocation. An outcome
+//! that is known before the tap returns (or a receipt dropped there because no copy was wanted) does
+//! not even go through the mailbox.
+
+use std::cell::Cell;
+use std::fmt;
+use std::sync::Arc;
+
+use mqtt::ReasonCode;
+
+use crate::machine::mailbox::{Mail, Mailbox};
+use crate::machine::{ConnectionId, Receipt};
+
+/// Says whether a tapped message is durable. Dropped without a word it counts as failed, so a
+/// message can never stay unanswered.
+#[must_use = "dropping it tells the publisher that its message failed"]
+pub struct Acknowledge {
+    mailbox: Arc<Mailbox>,
+    connection: ConnectionId,
+    receipt: Receipt,
+    state: State,
+}
+
+#[derive(PartialEq)]
+enum State {
+    Owed,
+    Said,
+}
+
+impl Acknowledge {
+    pub(crate) fn new(
+        mailbox: Arc<Mailbox>,
+        connection: ConnectionId,
+        receipt: Receipt,
+    ) -> Acknowledge {
+        Acknowledge {
+            mailbox,
+            connection,
+            receipt,
+            state: State::Owed,
+        }
+    }
+
+    /// Reports the outcome: `Ok` once the copy would survive a crash, else why it will not.
+    ///
+    /// May be called from any thread, in any order; never blocks for longer than another thread
+    /// needs to append to a list.
+    pub fn done(mut self, outcome: Result<(), ReasonCode>) {
+        self.say(outcome);
+    }
+
+    fn say(&mut self, outcome: Result<(), ReasonCode>) {
+        self.state = State::Said;
+        // Nobody waits for the success of a QoS 0 message; its failure is counted.
+        if self.receipt == Receipt::NONE && outcome.is_ok() {
+            return;
+        }
+        if TAPPING.get() == Tapping::Asking(self.connection, self.receipt) {
+            TAPPING.set(Tapping::Answered(outcome));
+            return;
+        }
+        self.mailbox.post(Mail::Durable {
+            connection: self.connection,
+            receipt: self.receipt,
+            outcome,
+        });
+    }
+}
+
+/// What this thread is doing with the tap.
+#[derive(Clone, Copy, PartialEq)]
+enum Tapping {
+    Idle,
+    Asking(ConnectionId, Receipt),
+    Answered(Result<(), ReasonCode>),
+}
+
+thread_local! {
+    static TAPPING: Cell<Tapping> = const { Cell::new(Tapping::Idle) };
+}
+
+/// Calls a tap; also returns the outcome, if it was said before the tap returned.
+pub(crate) fn while_tapping<T>(
+    connection: ConnectionId,
+    receipt: Receipt,
+    tap: impl FnOnce() -> T,
+) -> (T, Option<Result<(), ReasonCode>>) {
+    TAPPING.set(Tapping::Asking(connection, receipt));
+    let answer = tap();
+    match TAPPING.replace(Tapping::Idle) {
+        Tapping::Answered(outcome) => (answer, Some(outcome)),
+        Tapping::Idle | Tapping::Asking(..) => (answer, None),
+    }
+}
+
+impl Drop for Acknowledge {
+    fn drop(&mut self) {
+        if self.state == State::Owed {
+            self.say(Err(ReasonCode::UnspecifiedError));
+        }
+    }
+}
+
+impl fmt::Debug for Acknowledge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Acknowledge")
+            .field("connection", &self.connection)
+            .field("receipt", &self.receipt)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,420 @@
+//! Starting a broker, and the handle to a running one.
+
+use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use std::{fmt, io};
+
+use mqtt::{Publish, ReasonCode};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::acceptor::{self, Sockets};
+use super::clock::Clock;
+use super::worker;
+use crate::hooks::Hooks;
+use crate::limits::Limits;
+use crate::machine::ConnectionId;
+use crate::machine::exchange::Exchange;
+use crate::machine::mailbox::Mail;
+use crate::stats::Stats;
+
+/// What to listen on, and within which limits.
+#[derive(Debug, Clone)]
+pub struct BrokerConfig {
+    /// At least one.
+    pub listeners: Vec<ListenerConfig>,
+    /// Bounds of everything.
+    pub limits: Limits,
+    /// Worker threads, at most 256; `None` for one per processor.
+    pub workers: Option<NonZeroUsize>,
+}
+
+impl BrokerConfig {
+    /// Default limits, one worker per processor.
+    pub fn new(listeners: Vec<ListenerConfig>) -> BrokerConfig {
+        BrokerConfig {
+            listeners,
+            limits: Limits::default(),
+            workers: None,
+        }
+    }
+}
+
+/// One address to listen on.
+#[derive(Debug, Clone)]
+pub struct ListenerConfig {
+    /// Name in logs and in [`ConnectAttempt::listener`](crate::ConnectAttempt::listener).
+    pub name: Arc<str>,
+    /// Where connections come in.
+    pub bind: Bind,
+    /// How bytes travel.
+    pub transport: Transport,
+}
+
+/// Where a listener's connections come in.
+#[derive(Debug, Clone)]
+pub enum Bind {
+    /// An address to listen on; port 0 lets the system choose, see [`BrokerHandle::listeners`].
+    Address(SocketAddr),
+    /// A socket that listens already, so that a program can take all its ports before it serves
+    /// any. Shared only because a configuration can be cloned.
+    Socket(Arc<TcpListener>),
+}
+
+impl From<SocketAddr> for Bind {
+    fn from(address: SocketAddr) -> Bind {
+        Bind::Address(address)
+    }
+}
+
+impl From<TcpListener> for Bind {
+    fn from(socket: TcpListener) -> Bind {
+        Bind::Socket(Arc::new(socket))
+    }
+}
+
+impl fmt::Display for Bind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Bind::Address(address) => address.fmt(f),
+            Bind::Socket(socket) => match socket.local_addr() {
+                Ok(address) => address.fmt(f),
+                Err(_) => f.write_str("a socket without an address"),
+            },
+        }
+    }
+}
+
+/// How bytes travel between client and broker.
+#[derive(Clone)]
+pub enum Transport {
+    /// MQTT over plain TCP (`mqtt`). Who may listen like this, and where, is the caller's concern.
+    Tcp,
+    /// MQTT over TLS with a client certificate (`mqtts`). The configuration must ask for one and
+    /// verify it; a client that nevertheless comes without is closed after the handshake.
+    Tls(Arc<rustls::ServerConfig>),
+}
+
+impl Transport {
+    /// The protocol's name in configuration: `mqtt` or `mqtts`.
+    pub fn protocol(&self) -> &'static str {
+        match self {
+            Transport::Tcp => "mqtt",
+            Transport::Tls(_) => "mqtts",
+        }
+    }
+}
+
+impl fmt::Debug for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.protocol())
+    }
+}
+
+/// A listener that is open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bound {
+    /// As configured.
+    pub name: Arc<str>,
+    /// `mqtt` or `mqtts`.
+    pub protocol: &'static str,
+    /// The address with the real port.
+    pub addr: SocketAddr,
+}
+
+/// Why a broker did not start. Nothing keeps running after one of these.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A broker without a listener serves nobody.
+    #[error("no listener is configured; add at least one")]
+    NoListener,
+    /// A limit makes no sense.
+    #[error("limit `{name}` is {value}, must be {allowed}")]
+    Limit {
+        /// Field of [`Limits`], or `workers`.
+        name: &'static str,
+        /// What was given.
+        value: u64,
+        /// What may be given.
+        allowed: &'static str,
+    },
+    /// The address cannot be listened on.
+    #[error(
+        "listener `{name}` cannot listen on {addr}; is the port in use or the address not of this machine?"
+    )]
+    Bind {
+        /// Name of the listener.
+        name: Arc<str>,
+        /// Where.
+        addr: Bind,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A thread or its runtime could not be started.
+    #[error("start thread `{name}`")]
+    Thread {
+        /// Name of the thread.
+        name: String,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// Starts brokers.
+#[derive(Debug)]
+pub struct Broker;
+
+impl Broker {
+    /// Binds all listeners, then starts the threads. The broker runs on threads of its own,
+    /// independent of any runtime of the caller.
+    ///
+    /// # Errors
+    /// See [`StartError`]; on error no port stays open.
+    pub fn start(config: BrokerConfig, hooks: Arc<dyn Hooks>) -> Result<BrokerHandle, StartError> {
+        let BrokerConfig {
+            listeners,
+            limits,
+            workers,
+        } = config;
+        check(&limits)?;
+        let workers = workers
+            .or_else(|| std::thread::available_parallelism().ok())
+            .map_or(1, NonZeroUsize::get);
+        if workers > ConnectionId::MAX_SHARDS {
+            return Err(StartError::Limit {
+                name: "workers",
+                value: workers as u64,
+                allowed: "1 to 256",
+            });
+        }
+        if listeners.is_empty() {
+            return Err(StartError::NoListener);
+        }
+        let listeners = listeners
+            .into_iter()
+            .map(acceptor::bind)
+            .collect::<Result<Vec<_>, _>>()?;
+        let bound = listeners.iter().map(|l| l.bound.clone()).collect();
+
+        let clock = Clock::start();
+        let exchange = Arc::new(Exchange::new(hooks, limits, workers, clock.now()));
+        let sockets = Arc::new(Sockets::default());
+        let accepting = CancellationToken::new();
+        let (running, stopped) = watch::channel(());
+        let mut threads = Vec::with_capacity(workers + 1);
+        // Before the threads: if one fails to start, dropping `inner` stops those that did.
+        let mut inner = Running {
+            exchange: Arc::clone(&exchange),
+            sockets: Arc::clone(&sockets),
+            clock,
+            bound,
+            accepting: accepting.clone(),
+            stopped,
+            threads: Mutex::default(),
+        };
+        let mut inboxes = Vec::with_capacity(workers);
+        for number in 0..workers {
+            let (thread, inbox) =
+                worker::spawn(number, Arc::clone(&exchange), clock, running.clone())?;
+            threads.push(thread);
+            inboxes.push(inbox);
+        }
+        threads.push(acceptor::spawn(
+            listeners, inboxes, exchange, sockets, accepting, running,
+        )?);
+        inner.threads = Mutex::new(threads);
+        Ok(BrokerHandle {
+            inner: Arc::new(inner),
+        })
+    }
+}
+
+fn check(limits: &Limits) -> Result<(), StartError> {
+    let seconds = limits.keep_alive_max.as_secs();
+    let rows = [
+        (
+            "max_packet_size",
+            u64::from(limits.max_packet_size),
+            64..=268_435_460,
+            "64 to 268435460 bytes (MQTT 5 section 2.1.4)",
+        ),
+        (
+            "max_inflight",
+            u64::from(limits.max_inflight),
+            1..=65_535,
+            "1 to 65535",
+        ),
+        (
+            "max_queued",
+            limits.max_queued as u64,
+            1..=u64::MAX,
+            "at least 1",
+        ),
+        (
+            "keep_alive_max",
+            seconds,
+            1..=65_535,
+            "1 to 65535 seconds (MQTT 5 section 3.2.2.3.14)",
+        ),
+        (
+            "max_queued_bytes",
+            limits.max_queued_bytes as u64,
+            u64::from(limits.max_packet_size)..=u64::MAX,
+            "at least `max_packet_size`, or the largest message could never be delivered",
+        ),
+        (
+            "max_handshakes",
+            limits.max_handshakes as u64,
+            1..=u64::MAX,
+            "at least 1",
+        ),
+    ];
+    for (name, value, range, allowed) in rows {
+        if !range.contains(&value) {
+            return Err(StartError::Limit {
+                name,
+                value,
+                allowed,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A running broker. Clones are handles to the same one; when the last is dropped without
+/// [`shutdown`](BrokerHandle::shutdown), the broker stops at once.
+#[derive(Clone)]
+pub struct BrokerHandle {
+    inner: Arc<Running>,
+}
+
+struct Running {
+    exchange: Arc<Exchange>,
+    sockets: Arc<Sockets>,
+    clock: Clock,
+    bound: Vec<Bound>,
+    accepting: CancellationToken,
+    /// Errors once every thread has dropped its sender.
+    stopped: watch::Receiver<()>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// How a shutdown went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ShutdownReport {
+    /// Whether every owed PUBACK was sent and every client was told, within the deadline.
+    pub outcome: ShutdownOutcome,
+    /// Connections that were cut at the deadline.
+    pub cut: u64,
+}
+
+/// Whether a shutdown ended in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShutdownOutcome {
+    /// All connections were closed in order.
+    Drained,
+    /// The deadline came first.
+    DeadlinePassed,
+}
+
+impl BrokerHandle {
+    /// The open listeners, in the order of the configuration.
+    pub fn listeners(&self) -> &[Bound] {
+        &self.inner.bound
+    }
+
+    /// Counts since start.
+    pub fn stats(&self) -> Stats {
+        let mut stats = self.inner.exchange.stats();
+        stats.pending_connections =
+            (self.inner.sockets.open() as u64).saturating_sub(stats.connections);
+        stats
+    }
+
+    /// Disconnects every connection of `principal` ([`Identity::principal`](crate::Identity)), now,
+    /// with `reason` for MQTT 5 clients. Returns how many there were.
+    ///
+    /// A connection that is being authenticated at this moment is authenticated again, so a caller
+    /// that first makes [`Hooks::authenticate`] refuse and then calls this can rely on the
+    /// principal being out. What the principal's connections sent before is still served.
+    pub fn disconnect_principal(&self, principal: &str, reason: ReasonCode) -> usize {
+        self.inner.exchange.disconnect_principal(principal, reason)
+    }
+
+    /// Publishes on behalf of the program itself: to all subscribers, past access checks and tap.
+    /// RETAIN, packet id and QoS 2 are ignored (sent as QoS 1 at most). Returns the number of
+    /// receivers; QoS 0 may still be dropped at a full queue.
+    pub fn publish(&self, message: &Publish) -> usize {
+        self.inner
+            .exchange
+            .publish_from_outside(message, self.inner.clock.now())
+    }
+
+    /// Stops in order: no new connections; nothing more is read; each connection gets the PUBACKs
+    /// it is owed as they become due, then DISCONNECT 0x8B (MQTT 5), and is closed. What is not
+    /// done by then is cut after `deadline`. Returns when all threads have ended, at the latest
+    /// [`Limits::close_timeout`] and a moment after `deadline`.
+    pub async fn shutdown(&self, deadline: Duration) -> ShutdownReport {
+        tracing::info!(
+            event = "broker.stopping",
+            deadline_ms = deadline.as_millis() as u64
+        );
+        self.inner.accepting.cancel();
+        self.inner.exchange.post_to_all(|| Mail::Drain);
+        let mut stopped = self.inner.stopped.clone();
+        // Nothing is ever sent: an answer, which is an error, means that all senders are gone.
+        let drained = tokio::time::timeout(deadline, stopped.changed()).await;
+        let report = match drained {
+            Ok(_) => ShutdownReport {
+                outcome: ShutdownOutcome::Drained,
+                cut: 0,
+            },
+            Err(_) => {
+                let cut = self.inner.exchange.connections() as u64;
+                self.inner.exchange.post_to_all(|| Mail::Stop);
+                let _ = stopped.changed().await;
+                ShutdownReport {
+                    // What is left otherwise is clients that were told and have not hung up.
+                    outcome: match cut {
+                        0 => ShutdownOutcome::Drained,
+                        _ => ShutdownOutcome::DeadlinePassed,
+                    },
+                    cut,
+                }
+            }
+        };
+        let threads = std::mem::take(&mut *self.inner.threads());
+        for thread in threads {
+            // Past its last statement, so this does not block; a panic was reported by the hook.
+            let _ = thread.join();
+        }
+        tracing::info!(event = "broker.stopped", cut = report.cut);
+        report
+    }
+}
+
+impl fmt::Debug for BrokerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BrokerHandle")
+            .field("listeners", &self.inner.bound)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Running {
+    fn threads(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.accepting.cancel();
+        self.exchange.post_to_all(|| Mail::Stop);
+    }
+}

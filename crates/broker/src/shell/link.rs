@@ -1,0 +1,367 @@
+//! One connection between its transport and the shard: bytes in, packets decoded, bytes out.
+//!
+//! A future written by hand, because it is there once per connection and mostly idle: it holds no
+//! buffer unless a packet is incomplete or the socket is full. Per wake-up it writes everything that
+//! is due in as few writes as possible, reads what is there, decodes all packets in it, and hands
+//! them to the shard as one batch.
+//!
+//! Reading pauses (TCP then slows the client down) while the connection waits for admission, while
+//! too many answers are unread by the client, while an MQTT 3.1.1 client has too many messages
+//! unacknowledged, and while another worker is too far behind with deliveries.
+
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use mqtt::Decoder;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::time::Sleep;
+
+use super::acceptor::Place;
+use super::worker::{READ_BUFFER, Worker};
+use crate::machine::ConnectionId;
+use crate::machine::connection::Appetite;
+use crate::machine::tenants::{Farewell, Origin, Rest};
+
+/// Bytes read in one turn; more would make others on this worker wait. 300 messages of 200 bytes.
+const BYTES_PER_TURN: usize = 64 * 1024;
+
+/// Room below which a read buffer is replaced: a smaller read would cost a system call for little.
+const MIN_READ: usize = 4 * 1024;
+
+/// Most by which the buffer of an incomplete packet grows at once. It doubles up to here, so that
+/// a client pays with bytes sent, not with a length claimed.
+const MAX_GROWTH: usize = 256 * 1024;
+
+/// Bytes encoded between two writes.
+const WRITE_CHUNK: usize = 64 * 1024;
+
+/// How long a publisher waits before it looks again whether another worker caught up.
+const CONGESTION_PAUSE: Duration = Duration::from_millis(1);
+
+/// The task of one connection.
+pub(crate) struct Link<S> {
+    worker: Rc<Worker>,
+    id: ConnectionId,
+    transport: S,
+    decoder: Decoder,
+    /// Received, and not a whole packet yet or not wanted yet.
+    partial: BytesMut,
+    /// Encoded, and refused by the full socket.
+    unsent: BytesMut,
+    flushing: Flushing,
+    stage: Stage,
+    /// Set while the link closes or is held up.
+    timer: Option<Pin<Box<Sleep>>>,
+    _place: Place,
+}
+
+/// Whether the transport still holds bytes of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flushing {
+    Clean,
+    Needed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Serving.
+    Open,
+    /// Ended; the last bytes go out.
+    Flush(Farewell),
+    /// The last bytes are out; tell the other side.
+    Shutdown(Farewell),
+    /// Wait for the other side to close, so that it can read what we said.
+    Linger,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
+    /// Enters the connection at the shard; `None` if it takes nobody.
+    pub(crate) fn open(
+        worker: Rc<Worker>,
+        transport: S,
+        origin: Origin,
+        place: Place,
+    ) -> Option<Link<S>> {
+        let max_packet_size = worker.exchange.limits.max_packet_size;
+        let mut shard = worker.shard.borrow_mut();
+        shard.set_time(worker.clock.now());
+        let id = shard.open(origin)?;
+        drop(shard);
+        Some(Link {
+            worker,
+            id,
+            transport,
+            decoder: Decoder::for_server(max_packet_size),
+            partial: BytesMut::new(),
+            unsent: BytesMut::new(),
+            flushing: Flushing::Clean,
+            stage: Stage::Open,
+            timer: None,
+            _place: place,
+        })
+    }
+
+    /// Runs until there is nothing to do but wait, or the transport fails.
+    fn run(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut taken = 0;
+        loop {
+            let sent = self.send(cx)?;
+            match self.stage {
+                Stage::Open => {}
+                Stage::Flush(farewell) => {
+                    if sent.is_pending() {
+                        return self.time_out(cx);
+                    }
+                    self.stage = Stage::Shutdown(farewell);
+                    continue;
+                }
+                Stage::Shutdown(farewell) => {
+                    let shut = Pin::new(&mut self.transport).poll_shutdown(cx)?;
+                    if shut.is_pending() {
+                        return self.time_out(cx);
+                    }
+                    if farewell != Farewell::Linger {
+                        return Poll::Ready(Ok(()));
+                    }
+                    self.stage = Stage::Linger;
+                    continue;
+                }
+                Stage::Linger => {
+                    return match self.discard(cx) {
+                        Poll::Ready(result) => Poll::Ready(result),
+                        Poll::Pending => self.time_out(cx),
+                    };
+                }
+            }
+            if let Some(farewell) = self.worker.shard.borrow_mut().farewell(self.id) {
+                if farewell == Farewell::Drop {
+                    return Poll::Ready(Ok(()));
+                }
+                let close_timeout = self.worker.exchange.limits.close_timeout;
+                self.timer = Some(Box::pin(tokio::time::sleep(close_timeout)));
+                self.partial = BytesMut::new();
+                self.stage = Stage::Flush(farewell);
+                continue;
+            }
+            if taken >= BYTES_PER_TURN || self.worker.shard.borrow().is_pressed() {
+                // To the end of the queue.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if !self.partial.is_empty() && self.decode_partial() {
+                continue;
+            }
+            if self.worker.shard.borrow_mut().appetite(self.id) != Appetite::Hungry {
+                return Poll::Pending;
+            }
+            ready!(self.pause_if_congested(cx));
+            taken += ready!(self.receive(cx))?;
+        }
+    }
+
+    /// Writes what is due. Pending while the transport does not take it.
+    fn send(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, io::Error> {
+        loop {
+            while !self.unsent.is_empty() {
+                match Pin::new(&mut self.transport).poll_write(cx, &self.unsent)? {
+                    Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Poll::Ready(written) => {
+                        self.unsent.advance(written);
+                        self.flushing = Flushing::Needed;
+                    }
+                    Poll::Pending => return Ok(Poll::Pending),
+                }
+            }
+            self.unsent = BytesMut::new();
+            let worker = Rc::clone(&self.worker);
+            let mut scratch = worker.scratch.borrow_mut();
+            scratch.write.clear();
+            let mut shard = worker.shard.borrow_mut();
+            shard.write(self.id, &mut scratch.write, WRITE_CHUNK);
+            if scratch.write.is_empty() {
+                break;
+            }
+            shard.counters().bytes_out.many(scratch.write.len() as u64);
+            drop(shard);
+            // The common case: all of it goes at once, and nothing is kept.
+            let written = match Pin::new(&mut self.transport).poll_write(cx, &scratch.write)? {
+                Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(written) => written,
+                Poll::Pending => 0,
+            };
+            self.flushing = Flushing::Needed;
+            if written < scratch.write.len() {
+                self.unsent.extend_from_slice(&scratch.write[written..]);
+            }
+            if scratch.write.capacity() > 4 * WRITE_CHUNK {
+                // One huge message passed through; do not keep its room for ever.
+                scratch.write = BytesMut::with_capacity(WRITE_CHUNK);
+            }
+        }
+        if self.flushing == Flushing::Needed {
+            match Pin::new(&mut self.transport).poll_flush(cx)? {
+                Poll::Ready(()) => self.flushing = Flushing::Clean,
+                Poll::Pending => return Ok(Poll::Pending),
+            }
+        }
+        Ok(Poll::Ready(()))
+    }
+
+    /// Reads once and hands in all packets that are complete. Returns the bytes read.
+    fn receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let worker = Rc::clone(&self.worker);
+        if !self.partial.is_empty() {
+            let growth = self.partial.len().clamp(MIN_READ, MAX_GROWTH);
+            self.partial.reserve(growth);
+            let read = pin!(self.transport.read_buf(&mut self.partial)).poll(cx);
+            let count = ready!(read)?;
+            self.received(&worker, count)?;
+            self.decode_partial();
+            return Poll::Ready(Ok(count));
+        }
+        let mut scratch = worker.scratch.borrow_mut();
+        let buffer = &mut scratch.read;
+        if buffer.capacity() < MIN_READ {
+            buffer.reserve(READ_BUFFER);
+        }
+        let read = pin!(self.transport.read_buf(buffer)).poll(cx);
+        let count = ready!(read)?;
+        self.received(&worker, count)?;
+        decode(&worker, self.id, &mut self.decoder, buffer);
+        if !buffer.is_empty() {
+            self.partial.extend_from_slice(buffer);
+            buffer.clear();
+        }
+        Poll::Ready(Ok(count))
+    }
+
+    fn received(&self, worker: &Worker, count: usize) -> io::Result<()> {
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut shard = worker.shard.borrow_mut();
+        shard.set_time(worker.clock.now());
+        shard.counters().bytes_in.many(count as u64);
+        Ok(())
+    }
+
+    /// Decodes what was kept. Says whether that led to anything that may need more than waiting.
+    fn decode_partial(&mut self) -> bool {
+        let before = self.partial.len();
+        decode(&self.worker, self.id, &mut self.decoder, &mut self.partial);
+        let progress = self.partial.len() < before;
+        if self.partial.is_empty() {
+            self.partial = BytesMut::new();
+        }
+        progress || self.worker.shard.borrow_mut().farewell(self.id).is_some()
+    }
+
+    /// Holds a publisher up while another worker cannot follow.
+    fn pause_if_congested(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if let Some(timer) = &mut self.timer {
+                ready!(timer.as_mut().poll(cx));
+                self.timer = None;
+            }
+            if !self.worker.exchange.is_congested() {
+                return Poll::Ready(());
+            }
+            self.timer = Some(Box::pin(tokio::time::sleep(CONGESTION_PAUSE)));
+        }
+    }
+
+    /// Reads and forgets, until the other side closes.
+    fn discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let worker = Rc::clone(&self.worker);
+        let mut scratch = worker.scratch.borrow_mut();
+        let buffer = &mut scratch.read;
+        loop {
+            if buffer.capacity() < MIN_READ {
+                buffer.reserve(READ_BUFFER);
+            }
+            let count = ready!(pin!(self.transport.read_buf(buffer)).poll(cx))?;
+            buffer.clear();
+            if count == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// Waits for the transport, but not for ever.
+    fn time_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.timer {
+            Some(timer) => timer.as_mut().poll(cx).map(Ok),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+/// Hands in the packets at the front of `buffer`, as many as are complete and wanted.
+fn decode(worker: &Worker, id: ConnectionId, decoder: &mut Decoder, buffer: &mut BytesMut) {
+    let mut shard = worker.shard.borrow_mut();
+    while !shard.is_pressed() {
+        match shard.appetite(id) {
+            Appetite::Hungry => {}
+            Appetite::Waiting => break,
+            Appetite::Over => {
+                buffer.clear();
+                break;
+            }
+        }
+        match decoder.decode(buffer) {
+            Ok(Some(packet)) => shard.packet(id, packet),
+            Ok(None) => break,
+            Err(error) => {
+                shard.malformed(id, error, decoder.version());
+                buffer.clear();
+                break;
+            }
+        }
+    }
+    shard.settle();
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Future for Link<S> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let link = &mut *self;
+        link.worker.shard.borrow_mut().awake(link.id);
+        match link.run(cx) {
+            Poll::Pending => {
+                let rest = match link.unsent.is_empty() {
+                    true => Rest::Asleep,
+                    false => Rest::Blocked,
+                };
+                let mut shard = link.worker.shard.borrow_mut();
+                shard.sleep(link.id, rest, cx.waker());
+                Poll::Pending
+            }
+            Poll::Ready(result) => {
+                if let Err(error) = result {
+                    let mut shard = link.worker.shard.borrow_mut();
+                    shard.set_time(link.worker.clock.now());
+                    shard.lost(link.id, error.to_string());
+                    shard.settle();
+                }
+                Poll::Ready(())
+            }
+        }
+    }
+}
+
+impl<S> Drop for Link<S> {
+    fn drop(&mut self) {
+        // Also after a panic in the task, or when the runtime goes: nobody may stay registered whose
+        // transport is gone. Should the shard itself be what panicked, there is nothing to tell it.
+        if let Ok(mut shard) = self.worker.shard.try_borrow_mut() {
+            shard.release(self.id);
+            shard.settle();
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Sockets, threads, TLS and the clock around [`crate::machine`].
+//!
+//! One acceptor thread takes connections from all listeners and hands them to the workers in turn
+//! ([`acceptor`]). Each worker is a thread with a single-threaded runtime and one shard
+//! ([`worker`]); a connection stays on its worker for life, so everything it touches per message is
+//! touched by one thread. Each connection is one small task ([`link`]).
+
+pub(crate) mod acceptor;
+pub(crate) mod broker;
+pub(crate) mod clock;
+pub(crate) mod link;
+pub(crate) mod worker;

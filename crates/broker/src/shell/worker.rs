@@ -1,0 +1,240 @@
+//! A worker: one thread, one single-threaded runtime, one shard, and the tasks of its connections.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::ops::ControlFlow;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::runtime::LocalOptions;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_rustls::TlsAcceptor;
+
+use super::acceptor::{Arrival, Place};
+use super::broker::{StartError, Transport};
+use super::clock::Clock;
+use super::link::Link;
+use crate::machine::exchange::Exchange;
+use crate::machine::mailbox::Mail;
+use crate::machine::shard::Shard;
+use crate::machine::tenants::Origin;
+
+/// Connections waiting for a worker to take them: the depth of a connect burst it may be late for.
+const ARRIVALS: usize = 1024;
+
+/// Size of the shared read buffer. What one read brings at most; sixteen full TLS records would be
+/// more than a fair turn.
+pub(crate) const READ_BUFFER: usize = 64 * 1024;
+
+/// What all tasks of a worker share. Borrowed for a moment at a time, never across an await.
+pub(crate) struct Worker {
+    pub(crate) shard: RefCell<Shard>,
+    pub(crate) scratch: RefCell<Scratch>,
+    pub(crate) clock: Clock,
+    pub(crate) exchange: Arc<Exchange>,
+    handshakes: Semaphore,
+}
+
+/// Buffers that all connections of a worker use in turn, so that an idle one holds none.
+///
+/// `read` is consumed from the front: each read takes the room behind the one before, packets are
+/// slices of it, and a new buffer begins when it is used up. So a payload that is kept for a while
+/// (by the tap) keeps alive a buffer that is full of other messages, not one of its own.
+pub(crate) struct Scratch {
+    pub(crate) read: BytesMut,
+    pub(crate) write: BytesMut,
+}
+
+/// Starts worker `number`. It ends once the broker stops and its last connection is gone.
+pub(crate) fn spawn(
+    number: usize,
+    exchange: Arc<Exchange>,
+    clock: Clock,
+    running: watch::Sender<()>,
+) -> Result<(JoinHandle<()>, mpsc::Sender<Arrival>), StartError> {
+    let name = format!("mqtt-worker-{number}");
+    let (sender, arrivals) = mpsc::channel(ARRIVALS);
+    let (started, start) = std::sync::mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new()
+        .name(name.clone())
+        .spawn(move || {
+            let _running = running;
+            // A local runtime must be built where it runs.
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build_local(LocalOptions::default());
+            let runtime = match runtime {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    let _ = started.send(Err(error));
+                    return;
+                }
+            };
+            let _ = started.send(Ok(()));
+            let handshakes = exchange.limits.max_handshakes.div_ceil(exchange.shards());
+            let worker = Rc::new(Worker {
+                shard: RefCell::new(Shard::new(number, Arc::clone(&exchange), clock.now())),
+                scratch: RefCell::new(Scratch {
+                    read: BytesMut::with_capacity(READ_BUFFER),
+                    write: BytesMut::with_capacity(READ_BUFFER),
+                }),
+                clock,
+                exchange,
+                handshakes: Semaphore::new(handshakes.min(Semaphore::MAX_PERMITS)),
+            });
+            runtime.block_on(work(number, worker, arrivals));
+            // Dropping the runtime drops what is left of the tasks, and with them their sockets.
+        })
+        .map_err(|source| StartError::Thread {
+            name: name.clone(),
+            source,
+        })?;
+    match start.recv() {
+        Ok(Ok(())) => Ok((thread, sender)),
+        Ok(Err(source)) => Err(StartError::Thread { name, source }),
+        Err(_) => Err(StartError::Thread {
+            name,
+            source: std::io::Error::other("the thread died before it started"),
+        }),
+    }
+}
+
+impl Worker {
+    /// Handles mail, as far as the shard takes it now, and whatever is due by now. Breaks when there
+    /// is nothing left to wait for.
+    fn look_after(&self, mail: &mut VecDeque<Mail>) -> ControlFlow<()> {
+        let mut shard = self.shard.borrow_mut();
+        shard.set_time(self.clock.now());
+        shard.mail(mail);
+        shard.turn();
+        shard.settle();
+        match shard.is_done() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    }
+}
+
+/// Mail, arrivals and time, until there is nothing left to do.
+async fn work(number: usize, worker: Rc<Worker>, mut arrivals: mpsc::Receiver<Arrival>) {
+    let mailbox = Arc::clone(worker.exchange.mailbox(number));
+    let mut mail = VecDeque::new();
+    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let arrival = poll_fn(|cx| {
+            // All three are looked at each time: however much there is of one, the others get on.
+            let left = !mail.is_empty();
+            let mail_came = !left && mailbox.take(&mut mail, cx.waker());
+            let ticked = seconds.poll_tick(cx).is_ready();
+            match arrivals.poll_recv(cx) {
+                Poll::Ready(Some(arrival)) => Poll::Ready(Some(arrival)),
+                _ if left || mail_came || ticked => Poll::Ready(None),
+                // Nothing, or the acceptor is gone because the broker stops.
+                Poll::Ready(None) | Poll::Pending => Poll::Pending,
+            }
+        })
+        .await;
+        if let Some(arrival) = arrival {
+            drop(tokio::task::spawn_local(serve(Rc::clone(&worker), arrival)));
+        }
+        if worker.look_after(&mut mail).is_break() {
+            return;
+        }
+        // Mail may be long and arrivals many: connections get their turn in between.
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn serve(worker: Rc<Worker>, arrival: Arrival) {
+    let Arrival {
+        socket,
+        peer,
+        listener,
+        transport,
+        place,
+    } = arrival;
+    let socket = match TcpStream::from_std(socket) {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::warn!(event = "client.socket_failed", %peer, %error);
+            return;
+        }
+    };
+    let origin = Origin {
+        listener,
+        peer,
+        certificates: Vec::new(),
+    };
+    match transport {
+        Transport::Tcp => connect(worker, socket, origin, place),
+        Transport::Tls(config) => {
+            // Boxed: this is large, and gone once the connection stands.
+            Box::pin(handshake(worker, socket, config, origin, place)).await;
+        }
+    }
+}
+
+async fn handshake(
+    worker: Rc<Worker>,
+    socket: TcpStream,
+    config: Arc<rustls::ServerConfig>,
+    mut origin: Origin,
+    place: Place,
+) {
+    let limits = &worker.exchange.limits;
+    let timeout = limits.handshake_timeout;
+    let shaken = tokio::time::timeout(timeout, async {
+        // Waiting for one's turn counts: who waits that long has given up or will try again.
+        let _turn = worker.handshakes.acquire().await;
+        TlsAcceptor::from(config).accept(socket).await
+    })
+    .await;
+    let peer = origin.peer;
+    let failed = |reason: &str, detail: &dyn std::fmt::Display| {
+        tracing::warn!(event = "tls.handshake_failed", %peer, reason, %detail);
+    };
+    let stream = match shaken {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            worker.shard.borrow().counters().handshake_failures.one();
+            failed("refused", &error);
+            return;
+        }
+        Err(_) => {
+            worker.shard.borrow().counters().handshake_timeouts.one();
+            failed("timeout", &format_args!("not done after {timeout:?}"));
+            return;
+        }
+    };
+    let certificates = stream.get_ref().1.peer_certificates().unwrap_or(&[]);
+    if certificates.is_empty() {
+        worker.shard.borrow().counters().handshake_failures.one();
+        failed("no_certificate", &"the client showed no certificate");
+        return;
+    }
+    origin.certificates = certificates
+        .iter()
+        .map(CertificateDer::clone)
+        .map(CertificateDer::into_owned)
+        .collect();
+    connect(worker, stream, origin, place);
+}
+
+/// Makes a connection of a transport that stands, as a task of its own that is no larger than needed.
+fn connect<S>(worker: Rc<Worker>, transport: S, origin: Origin, place: Place)
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    if let Some(link) = Link::open(worker, transport, origin, place) {
+        drop(tokio::task::spawn_local(link));
+    }
+}
