@@ -1,0 +1,68 @@
+//! `milepost serve`: the server.
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::Context;
+use server::{
+    Server, StartError,
+    config::{Config, Source},
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How long owed acknowledgements and open queries are waited for when stopping.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// Run the server
+///
+/// Prints one line per bound address and then `ready` on stderr. SIGTERM and ctrl-c drain and exit 0;
+/// a second one ends at once. An empty configuration is safe: loopback, TLS, certificates.
+#[derive(clap::Args)]
+pub struct Serve {
+    /// The configuration file; `milepost.toml` in this folder is used when it is there
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where data is kept, stronger than the configuration
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+impl Serve {
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
+        crate::logging::start();
+        let config = Config::load(&Source {
+            file: self.config,
+            data_dir: self.data_dir,
+        })?;
+        // Before anything listens, so that a signal during start-up is not lost.
+        let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for ctrl-c")?;
+        let server = match Server::start(config).await {
+            Ok(server) => server,
+            // One line per problem, as `check` prints them.
+            Err(StartError::Config(problems)) => {
+                eprintln!("{problems}");
+                return Ok(ExitCode::FAILURE);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        for line in server.addresses().lines() {
+            eprintln!("{line}");
+        }
+        eprintln!("ready");
+        tokio::select! {
+            _ = terminate.recv() => {} // cancel-safe: a signal is taken or stays
+            _ = interrupt.recv() => {} // cancel-safe, as above
+        }
+        eprintln!("stopping: finishing what was accepted");
+        tokio::select! {
+            stopped = server.shutdown(DRAIN) => {
+                stopped?;
+                eprintln!("stopped");
+                Ok(ExitCode::SUCCESS)
+            }
+            // Whoever asks twice means now; what was acknowledged is on disk already.
+            _ = terminate.recv() => Ok(ExitCode::FAILURE),
+            _ = interrupt.recv() => Ok(ExitCode::FAILURE),
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! Assembles Milepost: configuration in, a running server out, and the way back.
+//!
+//! Start: check everything that can be wrong → take all ports → open fleet, log and lake (which
+//! recover what a crash left) → start the consumers → listen. Nobody can connect to half a server.
+//!
+//! Stop, in this order and within a deadline: no new connections; owed acknowledgements go out as
+//! their records become durable; the consumers reach the end of the log; the lake commits; files are
+//! closed. What was acknowledged was on disk before any of this began.
+
+pub mod config;
+pub mod preflight;
+
+mod clock;
+mod decoders;
+mod fleet_source;
+mod hooks;
+mod http;
+mod ingest;
+mod state;
+mod tls;
+
+use std::{
+    fmt, io, net::SocketAddr, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc, time::Duration,
+};
+
+use broker::{Broker, BrokerConfig, BrokerHandle, Limits, ListenerConfig, Transport};
+use eventlog::{Log, LogOptions, Retention, Stream, StreamConfig};
+use fleet::{Change, Fleet, FleetError};
+use lake::{Lake, LakeError, LakeOptions, QueryLimits};
+use mqtt::ReasonCode;
+use pipeline::Processor;
+use tokio::{
+    sync::broadcast::{self, error::RecvError},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use config::{Anonymous, Config, LogDurability, Protocol, problem::Problems};
+use decoders::Decoders;
+use hooks::FleetHooks;
+use ingest::Ingest;
+use state::{AppState, Phase, PhaseCell};
+
+/// Why the server did not start. No port is open after one of these.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration asks for what is not to be had here.
+    #[error("{0}")]
+    Config(#[from] Problems),
+    /// The data folder could not be made.
+    #[error("cannot make the data folder {}", path.display())]
+    DataDir {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The register did not open.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
+    /// The event log did not open.
+    #[error("the event log could not be opened")]
+    Log(#[from] eventlog::OpenError),
+    /// The lake did not open.
+    #[error("the lake could not be opened")]
+    Lake(#[from] LakeError),
+    /// TLS could not be set up.
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
+    /// The broker did not start.
+    #[error("the broker could not be started")]
+    Broker(#[from] broker::StartError),
+    /// A thread or socket was refused by the system.
+    #[error("the system refused a thread or a socket")]
+    System(#[from] io::Error),
+}
+
+/// Something did not end as it should have; nothing acknowledged is lost.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the lake could not commit its last rows; the log holds them, the next start goes on there"
+)]
+pub struct StopError(#[from] LakeError);
+
+/// Where the server can be reached.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// Protocol and address of each MQTT listener, in the order of the configuration.
+    pub mqtt: Vec<(&'static str, SocketAddr)>,
+    /// The HTTP API.
+    pub http: SocketAddr,
+    /// The PostgreSQL wire port.
+    pub sql: SocketAddr,
+}
+
+impl Addresses {
+    /// One URL per address.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self
+            .mqtt
+            .iter()
+            .map(|(protocol, address)| format!("listening on {protocol}://{address}"))
+            .collect();
+        lines.push(format!("listening on http://{}", self.http));
+        lines.push(format!("listening on postgresql://{}", self.sql));
+        lines
+    }
+}
+
+impl fmt::Display for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.lines().join("\n"))
+    }
+}
+
+/// A running server.
+pub struct Server {
+    addresses: Addresses,
+    state: Arc<AppState>,
+    ingest: Ingest,
+    stop: CancellationToken,
+    tasks: Vec<(&'static str, JoinHandle<()>)>,
+}
+
+impl Server {
+    /// Starts everything; returns when all ports are open.
+    ///
+    /// # Errors
+    /// See [`StartError`]. On an error no port stays open.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let reserved = preflight::reserve(&config)?;
+        make_data_dir(&config)?;
+
+        let fleet = Fleet::open(&config.data_dir).await?;
+        let (log, raw, dead) = open_log(&config)?;
+        let group = log.group("processor")?;
+        let lake = Lake::open(&config.data_dir.join("lake"), lake_options(&config, &raw)).await?;
+        lake.set_fleet_source(fleet_source::of(&fleet)).await;
+        // Before the models are read, so that no change falls between.
+        let changes = fleet.subscribe_changes();
+        let decoders = Decoders::load(&fleet).await?;
+        let processor = Processor::new({
+            let decoders = decoders.clone();
+            Arc::new(move |vehicle: &str| decoders.of_vehicle(vehicle))
+        });
+        let mut transports = Vec::with_capacity(config.listeners.len());
+        for listener in &config.listeners {
+            transports.push(match &listener.protocol {
+                Protocol::Mqtt { .. } => Transport::Tcp,
+                Protocol::Mqtts { names } => Transport::Tls(
+                    tls::server_config(&fleet, &server_names(listener.bind, names)).await?,
+                ),
+            });
+        }
+
+        // From here on people may come in.
+        let ingest = Ingest::start(&raw, &dead, &group, &lake, &processor)?;
+        let sockets = reserved.listen()?;
+        let anonymous = config
+            .listeners
+            .iter()
+            .find_map(|listener| match listener.protocol {
+                Protocol::Mqtt { anonymous } => Some(anonymous),
+                Protocol::Mqtts { .. } => None,
+            })
+            .unwrap_or(Anonymous::Deny);
+        let hooks = FleetHooks::new(fleet.directory(), raw.clone(), anonymous);
+        let listeners = transports
+            .into_iter()
+            .zip(sockets.mqtt)
+            .enumerate()
+            .map(|(index, (transport, socket))| ListenerConfig {
+                name: format!("{}-{index}", transport.protocol()).into(),
+                bind: socket.into(),
+                transport,
+            })
+            .collect();
+        let broker = Broker::start(
+            BrokerConfig {
+                limits: limits(&config),
+                ..BrokerConfig::new(listeners)
+            },
+            Arc::new(hooks),
+        )?;
+        let http = tokio::net::TcpListener::from_std(sockets.http)?;
+        let sql = tokio::net::TcpListener::from_std(sockets.sql)?;
+        let addresses = Addresses {
+            mqtt: broker
+                .listeners()
+                .iter()
+                .map(|bound| (bound.protocol, bound.addr))
+                .collect(),
+            http: http.local_addr()?,
+            sql: sql.local_addr()?,
+        };
+        let state = Arc::new(AppState {
+            fleet: fleet.clone(),
+            decoders: decoders.clone(),
+            lake: lake.clone(),
+            log,
+            raw,
+            ingest: ingest.stats(),
+            broker: Arc::new(broker.clone()),
+            sql_limits: query_limits(&config),
+            phase: PhaseCell::default(),
+        });
+        let stop = CancellationToken::new();
+        let tasks = vec![
+            (
+                "changes",
+                tokio::spawn(follow_changes(
+                    changes,
+                    fleet,
+                    decoders,
+                    broker,
+                    stop.clone(),
+                )),
+            ),
+            (
+                "http",
+                tokio::spawn(serve_http(http, state.clone(), stop.clone())),
+            ),
+            ("sql", {
+                let stop = stop.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = lake.serve_postgres(sql, stop).await {
+                        tracing::error!(event = "sql.ended", error = %error);
+                    }
+                })
+            }),
+        ];
+        state.phase.store(Phase::Ready);
+        Ok(Self {
+            addresses,
+            state,
+            ingest,
+            stop,
+            tasks,
+        })
+    }
+
+    /// Where it can be reached.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// The broker, for counters.
+    pub fn broker(&self) -> &BrokerHandle {
+        &self.state.broker
+    }
+
+    /// The lake, for counters and queries from within.
+    pub fn lake(&self) -> &Lake {
+        &self.state.lake
+    }
+
+    /// Stops in order. `deadline` bounds the wait for clients and for open requests; the log and the
+    /// lake are always finished.
+    ///
+    /// # Errors
+    /// [`StopError`] when the last rows could not be committed to Delta.
+    pub async fn shutdown(self, deadline: Duration) -> Result<(), StopError> {
+        self.state.phase.store(Phase::Stopping);
+        let report = self.state.broker.shutdown(deadline).await;
+        tracing::info!(event = "server.clients_gone", outcome = ?report.outcome, cut = report.cut);
+        // Blocking: waits for the disk.
+        let log = self.state.log.clone();
+        let flushed = tokio::task::spawn_blocking(move || log.flush()).await;
+        if flushed.is_err() {
+            tracing::error!(event = "server.flush_panicked");
+        }
+        self.ingest.finish().await;
+        let committed = self.state.lake.close().await;
+        self.stop.cancel();
+        for (name, task) in self.tasks {
+            if tokio::time::timeout(deadline, task).await.is_err() {
+                tracing::warn!(event = "server.task_late", task = name);
+            }
+        }
+        let log = self.state.log.clone();
+        if tokio::task::spawn_blocking(move || log.close())
+            .await
+            .is_err()
+        {
+            tracing::error!(event = "server.close_panicked");
+        }
+        self.state.fleet.close().await;
+        Ok(committed?)
+    }
+}
+
+/// The data folder belongs to its owner: it holds private keys and people's movements.
+fn make_data_dir(config: &Config) -> Result<(), StartError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&config.data_dir)
+        .map_err(|source| StartError::DataDir {
+            path: config.data_dir.clone(),
+            source,
+        })
+}
+
+fn open_log(config: &Config) -> Result<(Log, Stream, Stream), StartError> {
+    let (log, recovery) = Log::open(&config.data_dir.join("log"), LogOptions::default())?;
+    let stream_config = StreamConfig {
+        partitions: config.log.partitions,
+        retention: Retention {
+            max_age: Some(config.log.max_age),
+            max_bytes: Some(config.log.max_bytes.0),
+        },
+        durability: match config.log.durability {
+            LogDurability::Fsync => eventlog::Durability::Fsync,
+            LogDurability::None => eventlog::Durability::None,
+        },
+        ..StreamConfig::default()
+    };
+    let raw = log.stream(pipeline::RAW_TELEMETRY, stream_config.clone())?;
+    let dead = log.stream(
+        pipeline::DEAD_TELEMETRY,
+        StreamConfig {
+            partitions: 1,
+            ..stream_config
+        },
+    )?;
+    if !recovery.is_clean() {
+        tracing::warn!(event = "log.recovered", report = ?recovery);
+    }
+    Ok((log, raw, dead))
+}
+
+fn lake_options(config: &Config, raw: &Stream) -> LakeOptions {
+    LakeOptions {
+        partitions: raw.partitions(),
+        commit_every: config.lake.commit_every,
+        hot_bytes: usize::try_from(config.lake.max_hot.0).unwrap_or(usize::MAX),
+        postgres_limits: query_limits(config),
+        ..LakeOptions::default()
+    }
+}
+
+fn query_limits(config: &Config) -> QueryLimits {
+    QueryLimits {
+        rows: usize::try_from(config.sql.max_rows).unwrap_or(usize::MAX),
+        time: config.sql.max_time,
+        memory: usize::try_from(config.sql.max_memory.0).unwrap_or(usize::MAX),
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    let mqtt = &config.mqtt;
+    let defaults = Limits::default();
+    // Both are within 256 MiB by the configuration's own ranges.
+    let max_packet_size = u32::try_from(mqtt.max_packet_size.0).unwrap_or(u32::MAX);
+    Limits {
+        max_packet_size,
+        max_inflight: mqtt.max_inflight,
+        max_queued: mqtt.max_queued as usize,
+        max_queued_bytes: defaults.max_queued_bytes.max(4 * max_packet_size as usize),
+        keep_alive_max: mqtt.keep_alive_max,
+        max_connections: mqtt.max_connections as usize,
+        ..defaults
+    }
+}
+
+/// What clients may call this server: what the operator named, and what this machine is to itself.
+fn server_names(bind: SocketAddr, names: &[String]) -> Vec<String> {
+    let mut all = names.to_vec();
+    all.extend([
+        "localhost".to_owned(),
+        "127.0.0.1".to_owned(),
+        "::1".to_owned(),
+    ]);
+    if !bind.ip().is_unspecified() {
+        all.push(bind.ip().to_string());
+    }
+    all.sort();
+    all.dedup();
+    all
+}
+
+async fn serve_http(
+    listener: tokio::net::TcpListener,
+    state: Arc<AppState>,
+    stop: CancellationToken,
+) {
+    let router = http::router(state);
+    let served = axum::serve(listener, router)
+        .with_graceful_shutdown(async move { stop.cancelled().await })
+        .await;
+    if let Err(error) = served {
+        tracing::error!(event = "http.ended", error = %error);
+    }
+}
+
+/// Carries changes of the register to whoever keeps something that depends on it: lost access ends
+/// connections, a changed model changes its decoder.
+async fn follow_changes(
+    mut changes: broadcast::Receiver<Change>,
+    fleet: Fleet,
+    decoders: Arc<Decoders>,
+    broker: BrokerHandle,
+    stop: CancellationToken,
+) {
+    loop {
+        let change = tokio::select! {
+            () = stop.cancelled() => return, // cancel-safe: waiting on the token changes nothing
+            change = changes.recv() => change, // cancel-safe: takes a change or takes nothing
+        };
+        match change {
+            Ok(Change::AccessLost { device_id }) => {
+                let ended = broker
+                    .disconnect_principal(device_id.as_str(), ReasonCode::AdministrativeAction);
+                tracing::info!(event = "access.lost", device = %device_id, connections = ended);
+            }
+            Ok(Change::ModelChanged { name }) => {
+                if let Err(error) = decoders.refresh(&fleet, &name).await {
+                    tracing::error!(event = "model.refresh_failed", model = %name, error = %error);
+                }
+            }
+            Ok(_) => {}
+            // Unknown changes were missed. Messages of devices without access are refused one by one
+            // meanwhile (the directory decides); here the models are read again.
+            Err(RecvError::Lagged(missed)) => {
+                tracing::warn!(event = "changes.lagged", missed);
+                if let Err(error) = decoders.reload(&fleet).await {
+                    tracing::error!(event = "model.reload_failed", error = %error);
+                }
+            }
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
