@@ -1,0 +1,66 @@
+# The two commands: `make demo` and `make test`. Everything they need they install themselves.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# Outside the checkout, shared by all checkouts of a user: dependencies are built once.
+export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/milepost/target
+
+# One profile serves the demo and the tests, one package selection keeps DataFusion from being built
+# twice: Cargo unifies features over the selected packages.
+PROFILE := demo
+HEAVY := -p milepost -p server -p lake
+MILEPOST := $(CARGO_TARGET_DIR)/$(PROFILE)/milepost
+
+PREFIX ?= $(HOME)/.local
+VEHICLES ?= 50
+DURATION ?=
+FUZZ_SECONDS ?= 60
+PYTHON_ENV := $(CARGO_TARGET_DIR)/python
+
+.PHONY: help setup setup-test demo build install test test-light test-heavy lint docs bench fuzz clean
+
+help: ## Lists these commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: ## Installs what building needs, where it is missing
+	@scripts/setup.sh build
+
+setup-test: setup
+	@scripts/setup.sh test "$(PYTHON_ENV)"
+
+build: setup ## Builds the milepost binary, quick to build and quick enough to run
+	@scripts/build-with-progress.sh cargo build --locked --profile $(PROFILE) $(HEAVY)
+
+install: build ## Copies the milepost binary to PREFIX/bin (default ~/.local/bin)
+	install -D -m 755 $(MILEPOST) $(PREFIX)/bin/milepost
+	@echo "installed $(PREFIX)/bin/milepost"
+
+demo: build ## A fleet with certificates drives, its data lands in the lake, SQL answers
+	$(MILEPOST) demo --vehicles $(VEHICLES) $(if $(DURATION),--duration $(DURATION))
+
+test: setup-test test-light test-heavy ## All tests
+
+test-light:
+	cargo test --locked --profile $(PROFILE)
+
+test-heavy: build
+	MILEPOST_TEST_PYTHON=$(PYTHON_ENV)/bin/python cargo test --locked --profile $(PROFILE) $(HEAVY)
+
+lint: ## Format, clippy with warnings as errors, dependency audit
+	cargo fmt --all --check
+	cargo clippy --locked --profile $(PROFILE) --workspace --all-targets -- -D warnings
+	@scripts/audit.sh
+
+docs: ## API documentation; broken links are errors
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --profile $(PROFILE) --workspace --no-deps
+
+bench: ## Measures throughput, freshness and memory; see bench/README.md
+	cargo build --locked --release $(HEAVY) --bin milepost --example ingest_bench
+	cargo build --locked --release -p fleet-sim --example load
+	bench/run.py
+
+fuzz: ## Fuzzes the codec for FUZZ_SECONDS a target over the kept corpus
+	@scripts/fuzz.sh $(FUZZ_SECONDS)
+
+clean: ## Removes what was built (the data folders stay)
+	cargo clean

@@ -1,0 +1,239 @@
+#!/usr/bin/env python3
+"""Measures Milepost on this machine and prints one table. See bench/README.md.
+
+Every scenario is bounded in count and time, talks to loopback only, and ends what it started.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def cpu_seconds(pid):
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def resident_bytes(pid):
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+) kB", status).group(1)) * 1024
+
+
+class Milepost:
+    """A server on free ports and a fresh folder."""
+
+    def __init__(self, binary, more="", listener="mqtts", scratch=None):
+        self.folder = tempfile.TemporaryDirectory(prefix="milepost-bench-", dir=scratch)
+        folder = pathlib.Path(self.folder.name)
+        access = '[access]\nanonymous = "allow-all"\n' if listener == "mqtt" else ""
+        (folder / "milepost.toml").write_text(
+            f'[[listener]]\nprotocol = "{listener}"\nbind = "127.0.0.1:0"\n'
+            f'[http]\nbind = "127.0.0.1:0"\n[sql]\nbind = "127.0.0.1:0"\n{access}{more}'
+        )
+        self.process = subprocess.Popen(
+            [binary, "serve", "--config", folder / "milepost.toml", "--data-dir", folder / "data"],
+            stderr=subprocess.PIPE, text=True,
+        )
+        self.addresses = {}
+        for line in self.process.stderr:
+            found = re.match(r"listening on (\w+)://(\S+)", line)
+            if found:
+                self.addresses[found.group(1)] = found.group(2)
+            if line == "ready\n":
+                break
+        else:
+            raise SystemExit("the server did not start")
+        self.pid = self.process.pid
+        self.server = self.addresses[listener]
+        self.api = "http://" + self.addresses["http"]
+
+    def status(self):
+        with urllib.request.urlopen(self.api + "/api/v1/status", timeout=30) as answer:
+            return json.load(answer)
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.stderr.close()
+        self.process.wait(timeout=120)
+        self.folder.cleanup()
+
+
+class Mosquitto:
+    """The peer: plain TCP, nothing on disk."""
+
+    def __init__(self):
+        self.folder = tempfile.TemporaryDirectory(prefix="mosquitto-bench-")
+        port = free_port()
+        config = pathlib.Path(self.folder.name) / "mosquitto.conf"
+        config.write_text(
+            f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n"
+            "max_inflight_messages 0\nmax_queued_messages 0\nset_tcp_nodelay true\nlog_type error\n"
+        )
+        self.process = subprocess.Popen(["mosquitto", "-c", config])
+        self.pid = self.process.pid
+        self.server = f"127.0.0.1:{port}"
+        time.sleep(1)
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait(timeout=30)
+        self.folder.cleanup()
+
+
+def free_port():
+    import socket
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def load(server, *more):
+    command = [TARGET / "release/examples/load", "--json", "--server", server, *map(str, more)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=900)
+    if done.returncode not in (0, 1) or not done.stdout.strip():
+        raise SystemExit(f"the load generator failed ({done.returncode})")
+    return json.loads(done.stdout)
+
+
+def throughput(arguments, binary):
+    """Messages acknowledged per second at QoS 1, 200-byte payloads, in alternating rounds."""
+    subjects = {
+        "mTLS, fsync before PUBACK": lambda: Milepost(binary),
+        "mTLS, without durability": lambda: Milepost(binary, '[log]\ndurability = "none"\n'),
+        "TCP, fsync before PUBACK": lambda: Milepost(binary, listener="mqtt"),
+        "TCP, without durability": lambda: Milepost(binary, '[log]\ndurability = "none"\n', "mqtt"),
+    }
+    if shutil.which("mosquitto"):
+        subjects["TCP, Mosquitto (keeps nothing)"] = Mosquitto
+    results = {name: [] for name in subjects}
+    for round_number in range(arguments.rounds):
+        for name, start in subjects.items():
+            say(f"round {round_number + 1}: {name}")
+            subject = start()
+            try:
+                extra = ["--api", subject.api] if "mTLS" in name else []
+                before = cpu_seconds(subject.pid)
+                report = load(subject.server, "--connections", arguments.connections, "--payload", 200,
+                              "--duration", f"{arguments.seconds}s", *extra)
+                report["server_cpu_s"] = cpu_seconds(subject.pid) - before
+                results[name].append(report)
+            finally:
+                subject.stop()
+    return results
+
+
+def freshness(arguments, binary):
+    """Reception to visible in SQL, while synthetic vehicles drive."""
+    say("freshness")
+    subject = Milepost(binary)
+    try:
+        subprocess.run(
+            [binary, "simulate", "--server", subject.server, "--api", subject.api, "--vehicles", "1000",
+             "--duration", f"{2 * arguments.seconds}s"],
+            stderr=subprocess.DEVNULL, timeout=900, check=True,
+        )
+        return subject.status()
+    finally:
+        subject.stop()
+
+
+def idle_memory(arguments, binary):
+    """Resident memory of the server per idle connection with one subscription."""
+    rows = {}
+    for listener, name in [("mqtts", "mTLS"), ("mqtt", "TCP")]:
+        say(f"memory per idle connection, {name}")
+        subject = Milepost(binary, listener=listener)
+        try:
+            extra = ["--api", subject.api] if listener == "mqtts" else []
+            # Registration, certificates and the first handshakes leave memory behind that is not a
+            # connection's: do all of it once before counting.
+            load(subject.server, "--idle", "--connections", arguments.idle, "--duration", "2s",
+                 "--credentials", f"{subject.folder.name}/keys", *extra) if extra else load(
+                subject.server, "--idle", "--connections", 100, "--duration", "2s")
+            before = resident_bytes(subject.pid)
+            command = [TARGET / "release/examples/load", "--json", "--idle", "--subscribe", "--server",
+                       subject.server, "--connections", str(arguments.idle), "--duration", "20s", *extra]
+            if extra:
+                command += ["--credentials", f"{subject.folder.name}/keys"]
+            holder = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            deadline = time.time() + 60
+            while subject.status()["connections"] < arguments.idle and time.time() < deadline:
+                time.sleep(0.2)
+            time.sleep(3)
+            connected = subject.status()["connections"]
+            rows[name] = ((resident_bytes(subject.pid) - before) / max(connected, 1), connected)
+            holder.wait(timeout=120)
+        finally:
+            subject.stop()
+    return rows
+
+
+def silver_rows(arguments):
+    say("rows into silver")
+    done = subprocess.run([TARGET / "release/examples/ingest_bench", str(arguments.rows)],
+                          stdout=subprocess.PIPE, text=True, timeout=900, check=True)
+    return done.stdout
+
+
+def spread(values):
+    return f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=10)
+    parser.add_argument("--connections", type=int, default=1000)
+    parser.add_argument("--idle", type=int, default=2000)
+    parser.add_argument("--rows", type=int, default=4_000_000)
+    parser.add_argument("--only", choices=["throughput", "freshness", "memory", "silver"])
+    arguments = parser.parse_args()
+    binary = TARGET / "release/milepost"
+
+    wanted = lambda name: arguments.only in (None, name)
+    if wanted("throughput"):
+        print(f"QoS 1, {arguments.connections} vehicles, 200 B payloads, {arguments.seconds} s, "
+              f"{arguments.rounds} rounds, alternating: median (lowest to highest)\n")
+        print("| | acknowledged/s | per server CPU second | ack p50 ms | ack p99 ms | lost |")
+        print("|---|---|---|---|---|---|")
+        for name, reports in throughput(arguments, binary).items():
+            rate = [r["acknowledged_per_s"] for r in reports]
+            per_cpu = [r["acknowledged"] / max(r["server_cpu_s"], 0.01) for r in reports]
+            p50 = statistics.median(r["latency"]["p50_ms"] for r in reports)
+            p99 = statistics.median(r["latency"]["p99_ms"] for r in reports)
+            lost = sum(r["lost"] for r in reports)
+            print(f"| {name} | {spread(rate)} | {spread(per_cpu)} | {p50:.1f} | {p99:.1f} | {lost} |")
+        print()
+    if wanted("freshness"):
+        status = freshness(arguments, binary)
+        print(f"Freshness, 1,000 vehicles at 1 message/s: p50 within {status['freshness_p50_ms']} ms, "
+              f"p99 within {status['freshness_p99_ms']} ms ({status['records_ingested']:,} records)\n")
+    if wanted("memory"):
+        for name, (size, connected) in idle_memory(arguments, binary).items():
+            print(f"Idle connection with one subscription, {name}: {size / 1024:.1f} KiB resident "
+                  f"({connected} connections)")
+        print()
+    if wanted("silver"):
+        print(silver_rows(arguments))
+
+
+if __name__ == "__main__":
+    main()

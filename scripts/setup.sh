@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Installs what is missing from the distribution's packages: `setup.sh build`, `setup.sh test PYTHON_ENV`.
+set -euo pipefail
+
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+
+need() { # need COMMAND PACKAGE…
+    command -v "$1" >/dev/null && return
+    local command=$1
+    shift
+    echo "installing $* (for $command)" >&2
+    if [ -z "${apt_updated:-}" ]; then as_root apt-get update -qq && apt_updated=1; fi
+    DEBIAN_FRONTEND=noninteractive as_root apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    command -v "$command" >/dev/null || { echo "error: $command is missing and could not be installed" >&2; exit 1; }
+}
+
+case "${1:-build}" in
+build)
+    command -v cargo >/dev/null || { echo "error: Rust is missing; install it from https://rustup.rs" >&2; exit 1; }
+    need cc gcc libc6-dev
+    need make make
+    ;;
+test)
+    need psql postgresql-client
+    need mosquitto_pub mosquitto-clients
+    need openssl openssl
+    need python3 python3 python3-venv
+    python_env=${2:?the folder of the Python environment}
+    if ! "$python_env/bin/python" -c 'import deltalake, duckdb' 2>/dev/null; then
+        echo "installing the Python packages deltalake and duckdb into $python_env" >&2
+        python3 -m venv "$python_env" 2>/dev/null || { as_root apt-get install -y -qq python3-venv >/dev/null && python3 -m venv "$python_env"; }
+        "$python_env/bin/pip" install --quiet -r "$(dirname "$0")/../scripts/python-engines.txt"
+    fi
+    ;;
+esac
