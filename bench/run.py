@@ -48,19 +48,19 @@ class Milepost:
             f'[[listener]]\nprotocol = "{listener}"\nbind = "127.0.0.1:0"\n'
             f'[http]\nbind = "127.0.0.1:0"\n[sql]\nbind = "127.0.0.1:0"\n{access}{more}'
         )
-        self.process = subprocess.Popen(
-            [binary, "serve", "--config", folder / "milepost.toml", "--data-dir", folder / "data"],
-            stderr=subprocess.PIPE, text=True,
-        )
-        self.addresses = {}
-        for line in self.process.stderr:
-            found = re.match(r"listening on (\w+)://(\S+)", line)
-            if found:
-                self.addresses[found.group(1)] = found.group(2)
-            if line == "ready\n":
-                break
-        else:
-            raise SystemExit("the server did not start")
+        # A file and not a pipe: nobody would read the pipe, and a full one stops its writer.
+        log = folder / "log"
+        with log.open("w") as stderr:
+            self.process = subprocess.Popen(
+                [binary, "serve", "--config", folder / "milepost.toml", "--data-dir", folder / "data"],
+                stderr=stderr,
+            )
+        deadline = time.time() + 60
+        while "ready\n" not in log.read_text():
+            if self.process.poll() is not None or time.time() > deadline:
+                raise SystemExit("the server did not start:\n" + log.read_text())
+            time.sleep(0.05)
+        self.addresses = dict(re.findall(r"listening on (\w+)://(\S+)", log.read_text()))
         self.pid = self.process.pid
         self.server = self.addresses[listener]
         self.api = "http://" + self.addresses["http"]
@@ -71,7 +71,6 @@ class Milepost:
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
-        self.process.stderr.close()
         self.process.wait(timeout=120)
         self.folder.cleanup()
 

@@ -60,7 +60,7 @@ async fn drive(
         }
         let id = format!("{}-{life}-{number}", credentials.vehicle_id);
         let message = Outgoing {
-            topic: topic.as_str().try_into().expect("a topic"),
+            topic: topic.as_str().into(),
             payload: Bytes::from(format!("{{\"signals\":{{\"Vehicle.Speed\":{number}}}}}")),
             user_properties: vec![("id".into(), id.as_str().into())],
             ..Outgoing::default()
