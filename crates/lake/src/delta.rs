@@ -176,7 +176,7 @@ impl LakeTable {
             .with_cleanup_expired_logs(Some(clean_up));
         let mut writer = RecordBatchWriter::for_table(&self.table)
             .map_err(failed("write"))?
-            .with_writer_properties(parquet_properties(self.kind))
+            .with_writer_properties(parquet_properties(kind, FileOrder::Sorted))
             .with_commit_properties(commit);
         let mut written = 0;
         for batch in file_rows {
@@ -233,7 +233,7 @@ impl LakeTable {
             .with_type(OptimizeType::Compact)
             .with_filters(&filters)
             .with_target_size(TARGET_FILE_BYTES)
-            .with_writer_properties(parquet_properties(self.kind))
+            .with_writer_properties(parquet_properties(kind, FileOrder::Merged))
             // One at a time: this runs beside everything else.
             .with_max_concurrent_tasks(1)
             .with_commit_properties(
@@ -328,12 +328,27 @@ async fn create(table: &DeltaTable, kind: RowTable) -> Result<DeltaTable, DeltaT
         )
         // A commit every ten seconds leaves 8,640 entries a day; a checkpoint has all they say.
         .with_configuration_property(TableProperty::LogRetentionDuration, Some("interval 2 days"))
+        // So does each merge leave names of files: long enough for any reader, short enough for the
+        // checkpoints that carry them.
+        .with_configuration_property(
+            TableProperty::DeletedFileRetentionDuration,
+            Some("interval 2 days"),
+        )
         .await
+}
+
+/// What a file may say about the order of its rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FileOrder {
+    /// As [`order`] puts them.
+    Sorted,
+    /// Sorted pieces one after the other; a file that claimed more would mislead its readers.
+    Merged,
 }
 
 /// How rows are encoded. Times and offsets ascend, so their differences are small; values of a
 /// measured signal rarely repeat, so a dictionary of them is wasted work; words do repeat.
-fn parquet_properties(kind: RowTable) -> WriterProperties {
+fn parquet_properties(kind: RowTable, order: FileOrder) -> WriterProperties {
     let level = ZstdLevel::default();
     let mut properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(level))
@@ -352,7 +367,7 @@ fn parquet_properties(kind: RowTable) -> WriterProperties {
     for name in plain {
         properties = properties.set_column_dictionary_enabled(ColumnPath::from(*name), false);
     }
-    if kind == RowTable::Signals {
+    if kind == RowTable::Signals && order == FileOrder::Sorted {
         let ascending = |index: usize| SortingColumn {
             // Twelve columns.
             column_idx: i32::try_from(index).unwrap_or_default(),

@@ -196,7 +196,7 @@ async fn mistakes_are_told_apart() {
             "Vehicle",
         ),
         (&deep, QueryErrorKind::Syntax, "recursion"),
-        (&chain, QueryErrorKind::Syntax, "9999 operators"),
+        (&chain, QueryErrorKind::Syntax, "10000 operators"),
         (&long, QueryErrorKind::Syntax, "300009 bytes"),
     ];
     // As deep as it may be.

@@ -5,6 +5,7 @@ mod exactly_once;
 mod last_known;
 mod limits;
 mod other_engines;
+mod prepared;
 mod psql;
 mod read_only;
 mod views;
