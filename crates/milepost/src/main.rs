@@ -55,6 +55,7 @@ fn main() -> ExitCode {
     let outcome = runtime.block_on(cli.command.run());
     // Blocking helpers (a DNS look-up, a file read) must not hold up the exit.
     runtime.shutdown_background();
+    logging::finish();
     match outcome {
         Ok(code) => code,
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,

@@ -183,7 +183,7 @@ async fn what_was_acknowledged_is_in_the_lake_exactly_once_after_every_kill() {
             torn += started
                 .start_up
                 .iter()
-                .filter(|line| line.contains("log.recovered"))
+                .filter(|line| line.contains("log.torn_tail_cut"))
                 .count();
             let known = acknowledged
                 .lock()

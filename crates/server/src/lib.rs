@@ -323,8 +323,34 @@ fn open_log(config: &Config) -> Result<(Log, Stream, Stream), StartError> {
             ..stream_config
         },
     )?;
-    if !recovery.is_clean() {
-        tracing::warn!(event = "log.recovered", report = ?recovery);
+    for torn in &recovery.torn_tails {
+        tracing::warn!(
+            event = "log.torn_tail_cut",
+            stream = torn.stream,
+            partition = torn.partition,
+            segment = %torn.segment.display(),
+            bytes = torn.bytes,
+            next_offset = torn.offset.get(),
+            "an unfinished write was cut off; nothing acknowledged is lost"
+        );
+    }
+    for damage in &recovery.damaged {
+        tracing::error!(
+            event = "log.damaged",
+            stream = damage.stream,
+            partition = damage.partition,
+            segment = %damage.segment.display(),
+            from_offset = damage.from.get(),
+            to_offset = damage.to.get(),
+            "records on disk cannot be read; they are skipped, the segment is kept"
+        );
+    }
+    for group in &recovery.torn_groups {
+        tracing::warn!(
+            event = "log.torn_group_cut",
+            group = group.group,
+            bytes = group.bytes
+        );
     }
     Ok((log, raw, dead))
 }

@@ -392,14 +392,10 @@ fn read_listener(
     Some(listener)
 }
 
-/// API and SQL have no sign-in yet: whoever reaches the port may do everything.
-fn open_address(
-    section: &mut Section<'_>,
-    default: SocketAddr,
-    binds: &mut Vec<Placed<SocketAddr>>,
-) -> SocketAddr {
-    let bind = section.address("bind", default);
+fn read_http(mut section: Section<'_>, binds: &mut Vec<Placed<SocketAddr>>) -> HttpConfig {
+    let bind = section.address("bind", loopback(8080));
     let danger_allow_open = section.flag("danger_allow_open", false);
+    // The API has no sign-in yet: whoever reaches the port may do everything.
     if !bind.value.ip().is_loopback() && !danger_allow_open {
         section.problem(
             &bind.place,
@@ -415,19 +411,28 @@ fn open_address(
     }
     let address = bind.value;
     binds.push(bind);
-    address
-}
-
-fn read_http(mut section: Section<'_>, binds: &mut Vec<Placed<SocketAddr>>) -> HttpConfig {
-    let bind = open_address(&mut section, loopback(8080), binds);
     section.finish();
-    HttpConfig { bind }
+    HttpConfig { bind: address }
 }
 
 fn read_sql(mut section: Section<'_>, binds: &mut Vec<Placed<SocketAddr>>) -> SqlConfig {
-    let bind = open_address(&mut section, loopback(5433), binds);
+    let bind = section.address("bind", loopback(5433));
+    // Without passwords and TLS the lake serves nobody beyond this machine.
+    if !bind.value.ip().is_loopback() {
+        section.problem(
+            &bind.place,
+            "bind",
+            format!(
+                "{} is not a loopback address; this port has neither passwords nor TLS in this version",
+                bind.value
+            ),
+            "bind to 127.0.0.1 and reach it through a tunnel, or ask over HTTP".into(),
+        );
+    }
+    let address = bind.value;
+    binds.push(bind);
     let config = SqlConfig {
-        bind,
+        bind: address,
         max_rows: section.integer("max_rows", 100_000, 1..=100_000_000),
         max_time: section.duration(
             "max_time",
@@ -592,7 +597,7 @@ mod tests {
                 "danger_allow_open",
             ),
             ("[http]\nbind = \"0.0.0.0:8080\"", "danger_allow_open"),
-            ("[sql]\nbind = \"0.0.0.0:5433\"", "danger_allow_open"),
+            ("[sql]\nbind = \"0.0.0.0:5433\"", "not a loopback address"),
             ("[[listener]]\nprotocol = \"wss\"", "not in this version"),
             (
                 "[[listener]]\nprotocol = \"mqtts\"\nauth = [\"jwt\"]",
