@@ -48,11 +48,13 @@ test-heavy: build
 
 lint: ## Format, clippy with warnings as errors, dependency audit
 	cargo fmt --all --check
-	cargo clippy --locked --profile $(PROFILE) --workspace --all-targets -- -D warnings
+	cargo clippy --locked --profile $(PROFILE) --all-targets -- -D warnings
+	cargo clippy --locked --profile $(PROFILE) $(HEAVY) --all-targets -- -D warnings
 	@scripts/audit.sh
 
 docs: ## API documentation; broken links are errors
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --profile $(PROFILE) --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --profile $(PROFILE) --no-deps
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --profile $(PROFILE) $(HEAVY) --no-deps
 
 bench: ## Measures throughput, freshness and memory; see bench/README.md
 	cargo build --locked --release $(HEAVY) --bin milepost --example ingest_bench

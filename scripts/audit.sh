@@ -5,9 +5,9 @@ version=0.20.2
 tools=${CARGO_TARGET_DIR:-target}/tools
 deny=$tools/bin/cargo-deny
 [ -x "$deny" ] || CARGO_TARGET_DIR=$tools/build cargo install --quiet --locked --root "$tools" "cargo-deny@$version"
-"$deny" --offline check --hide-inclusion-graph licenses bans sources
+"$deny" --locked check --hide-inclusion-graph licenses bans sources
 # The advisory database is a Git repository elsewhere: where it can not be reached, say so.
-if "$deny" check --hide-inclusion-graph advisories 2>"$tools/advisories.log"; then
+if "$deny" --locked check --hide-inclusion-graph advisories 2>"$tools/advisories.log"; then
     cat "$tools/advisories.log"
 elif grep -qiE 'failed to (fetch|clone)|could not (connect|resolve)|failed to connect|failed to update' "$tools/advisories.log"; then
     echo "warning: the advisory database could not be reached; vulnerabilities were NOT checked" >&2
