@@ -45,7 +45,7 @@ pub fn start_at(default: &str) {
     let filter =
         EnvFilter::try_from_env("MILEPOST_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let lines = LOG.get_or_init(|| Lines::to(io::stderr())).clone();
-    let builder = fmt()
+    let builder = fmt::fmt()
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())
         .with_writer(lines);
@@ -162,7 +162,7 @@ mod tests {
 
     /// Takes nothing until it is let go, as a full pipe does.
     struct Stuck {
-        go: mpsc::Receiver<()>,
+        go: Receiver<()>,
         written: Arc<Mutex<Vec<u8>>>,
     }
 

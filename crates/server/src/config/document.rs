@@ -2,7 +2,7 @@
 //!
 //! The file is read first, then `MILEPOST__SECTION__KEY` variables are laid over it, so that every
 //! later complaint can say where the value stands: a line of the file or the name of a variable.
-//! What the values mean is decided in [`super::reading`].
+//! What the values mean is decided in `super::reading`.
 
 use std::{collections::BTreeMap, fmt, path::Path, sync::Arc};
 

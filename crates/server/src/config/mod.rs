@@ -1,6 +1,6 @@
 //! The configuration: `milepost.toml` and `MILEPOST__SECTION__KEY`, checked before a port opens.
 //!
-//! Flow: text → [`document`] (a tree with places) → [`reading`] (typed values, ranges, unknown keys)
+//! Flow: text → [`document`] (a tree with places) → `reading` (typed values, ranges, unknown keys)
 //! → [`Config`] (what it means). All problems are reported at once, each with its place and its
 //! remedy. An empty file is safe: loopback only, TLS with certificates, everybody else denied.
 
