@@ -42,17 +42,22 @@ class Milepost:
 
     def __init__(self, binary, more="", listener="mqtts", scratch=None):
         self.folder = tempfile.TemporaryDirectory(prefix="milepost-bench-", dir=scratch)
+        self.binary, self.listener = binary, listener
         folder = pathlib.Path(self.folder.name)
         access = '[access]\nanonymous = "allow-all"\n' if listener == "mqtt" else ""
         (folder / "milepost.toml").write_text(
             f'[[listener]]\nprotocol = "{listener}"\nbind = "127.0.0.1:0"\n'
             f'[http]\nbind = "127.0.0.1:0"\n[sql]\nbind = "127.0.0.1:0"\n{access}{more}'
         )
-        # A file and not a pipe: nobody would read the pipe, and a full one stops its writer.
+        self.start()
+
+    def start(self):
+        folder = pathlib.Path(self.folder.name)
+        # A file and not a pipe: nobody would read the pipe.
         log = folder / "log"
         with log.open("w") as stderr:
             self.process = subprocess.Popen(
-                [binary, "serve", "--config", folder / "milepost.toml", "--data-dir", folder / "data"],
+                [self.binary, "serve", "--config", folder / "milepost.toml", "--data-dir", folder / "data"],
                 stderr=stderr,
             )
         deadline = time.time() + 60
@@ -62,16 +67,23 @@ class Milepost:
             time.sleep(0.05)
         self.addresses = dict(re.findall(r"listening on (\w+)://(\S+)", log.read_text()))
         self.pid = self.process.pid
-        self.server = self.addresses[listener]
+        self.server = self.addresses[self.listener]
         self.api = "http://" + self.addresses["http"]
 
     def status(self):
         with urllib.request.urlopen(self.api + "/api/v1/status", timeout=30) as answer:
             return json.load(answer)
 
-    def stop(self):
+    def restart(self):
+        self.end()
+        self.start()
+
+    def end(self):
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(timeout=120)
+
+    def stop(self):
+        self.end()
         self.folder.cleanup()
 
 
@@ -161,17 +173,18 @@ def idle_memory(arguments, binary):
         say(f"memory per idle connection, {name}")
         subject = Milepost(binary, listener=listener)
         try:
-            extra = ["--api", subject.api] if listener == "mqtts" else []
-            # Registration, certificates and the first handshakes leave memory behind that is not a
-            # connection's: do all of it once before counting.
-            load(subject.server, "--idle", "--connections", arguments.idle, "--duration", "2s",
-                 "--credentials", f"{subject.folder.name}/keys", *extra) if extra else load(
-                subject.server, "--idle", "--connections", 100, "--duration", "2s")
+            def options():
+                return ["--api", subject.api, "--credentials", f"{subject.folder.name}/keys"] if listener == "mqtts" else []
+            if listener == "mqtts":
+                # Certificates are made in a life of their own: memory that signing and the first
+                # connections leave behind must not be there for the counted ones to use.
+                load(subject.server, "--idle", "--connections", arguments.idle, "--duration", "1s", *options())
+                subject.restart()
+            load(subject.server, "--idle", "--connections", 100, "--duration", "2s", *options())
+            time.sleep(2)
             before = resident_bytes(subject.pid)
             command = [TARGET / "release/examples/load", "--json", "--idle", "--subscribe", "--server",
-                       subject.server, "--connections", str(arguments.idle), "--duration", "20s", *extra]
-            if extra:
-                command += ["--credentials", f"{subject.folder.name}/keys"]
+                       subject.server, "--connections", str(arguments.idle), "--duration", "15s", *options()]
             holder = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             deadline = time.time() + 60
             while subject.status()["connections"] < arguments.idle and time.time() < deadline:
