@@ -275,31 +275,30 @@ struct Verdict {
     status: Value,
 }
 
-/// Compares, vehicle by vehicle, what was acknowledged with what is in Delta.
+/// Compares, vehicle by vehicle, what was acknowledged with what is in Delta. Acknowledged is in the log;
+/// from there into the lake takes a moment, which is waited for.
 async fn verify(server: &Server, client: &Api, report: &FleetReport) -> anyhow::Result<Verdict> {
-    let ours = format!("id LIKE '%-{}-%'", report.run);
     let deadline = Instant::now() + SETTLE;
-    // Acknowledged is in the log; from there into the lake takes a moment.
     loop {
-        let visible = number(
-            client,
-            &format!("SELECT count(*) AS n FROM messages WHERE {ours}"),
-        )
-        .await?;
-        if visible >= report.totals.acknowledged || Instant::now() > deadline {
-            break;
+        server
+            .lake()
+            .flush()
+            .await
+            .context("the last rows could not be committed to Delta")?;
+        let verdict = compare(client, report).await?;
+        if verdict.missing == 0 || Instant::now() > deadline {
+            return Ok(verdict);
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    server
-        .lake()
-        .flush()
-        .await
-        .context("the last rows could not be committed to Delta")?;
+}
+
+async fn compare(client: &Api, report: &FleetReport) -> anyhow::Result<Verdict> {
     let answer = client
         .sql(&format!(
             "SELECT vehicle_id, count(*) AS messages, count(DISTINCT id) AS ids \
-             FROM bronze.messages WHERE {ours} GROUP BY vehicle_id"
+             FROM bronze.messages WHERE id LIKE '%-{}-%' GROUP BY vehicle_id",
+            report.run
         ))
         .await?;
     let rows = answer.objects();
