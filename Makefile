@@ -44,7 +44,9 @@ test-light:
 	cargo test --locked --profile $(PROFILE)
 
 test-heavy: build
-	MILEPOST_TEST_PYTHON=$(PYTHON_ENV)/bin/python cargo test --locked --profile $(PROFILE) $(HEAVY)
+	@if $(PYTHON_ENV)/bin/python -c 'import deltalake, duckdb' 2>/dev/null; \
+	then export MILEPOST_TEST_PYTHON=$(PYTHON_ENV)/bin/python; fi; \
+	set -x; cargo test --locked --profile $(PROFILE) $(HEAVY)
 
 lint: ## Format, clippy with warnings as errors, dependency audit
 	cargo fmt --all --check

@@ -29,7 +29,9 @@ test)
     if ! "$python_env/bin/python" -c 'import deltalake, duckdb' 2>/dev/null; then
         echo "installing the Python packages deltalake and duckdb into $python_env" >&2
         python3 -m venv "$python_env" 2>/dev/null || { as_root apt-get install -y -qq python3-venv >/dev/null && python3 -m venv "$python_env"; }
-        "$python_env/bin/pip" install --quiet -r "$(dirname "$0")/../scripts/python-engines.txt"
+        # Only the test that reads the tables with other engines needs them.
+        "$python_env/bin/pip" install --quiet -r "$(dirname "$0")/python-engines.txt" ||
+            echo "warning: the Python packages could not be installed; the test of other engines will be skipped" >&2
     fi
     ;;
 esac
