@@ -24,8 +24,8 @@ const DATA_TREE: &str = "dt/";
 enum Who {
     /// A registered device that showed its certificate.
     Device(DevicePrincipal),
-    /// Anybody, on a loopback listener that was opened for trials.
-    Anyone,
+    /// Anybody, on a loopback listener that was opened for trials; by the client id it gave.
+    Anyone(String),
 }
 
 /// The fleet and the log, plugged into the broker.
@@ -46,9 +46,9 @@ impl FleetHooks {
     }
 }
 
-fn who(identity: &Identity) -> &Who {
-    // Every identity is made in `authenticate`, with a `Who` for its context.
-    identity.context.downcast_ref().unwrap_or(&Who::Anyone)
+/// Every identity is made in `authenticate`, with a `Who` for its context; one that is not may do nothing.
+fn who(identity: &Identity) -> Option<&Who> {
+    identity.context.downcast_ref()
 }
 
 impl Hooks for FleetHooks {
@@ -65,8 +65,12 @@ impl Hooks for FleetHooks {
                 Ok(Identity::new(client_id, device).with_context(Arc::new(Who::Device(principal))))
             }
             None => match self.anonymous {
-                Anonymous::AllowAll => Ok(Identity::new(attempt.client_id, "anonymous")
-                    .with_context(Arc::new(Who::Anyone))),
+                Anonymous::AllowAll => {
+                    // Apart from the devices' client ids, for the same reason.
+                    let client_id = format!("anonymous/{}", attempt.client_id);
+                    let who = Who::Anyone(attempt.client_id.to_owned());
+                    Ok(Identity::new(client_id, "anonymous").with_context(Arc::new(who)))
+                }
                 Anonymous::Deny => Err(Refusal::new(
                     ReasonCode::NotAuthorized,
                     "no credentials, and access.anonymous is \"deny\"",
@@ -77,15 +81,17 @@ impl Hooks for FleetHooks {
 
     fn may_publish(&self, identity: &Identity, topic: &str) -> Decision {
         decision(match who(identity) {
-            Who::Device(principal) => self.directory.may_publish(principal, topic),
-            Who::Anyone => true,
+            Some(Who::Device(principal)) => self.directory.may_publish(principal, topic),
+            Some(Who::Anyone(_)) => true,
+            None => false,
         })
     }
 
     fn may_subscribe(&self, identity: &Identity, filter: &str) -> Decision {
         decision(match who(identity) {
-            Who::Device(principal) => self.directory.may_subscribe(principal, filter),
-            Who::Anyone => true,
+            Some(Who::Device(principal)) => self.directory.may_subscribe(principal, filter),
+            Some(Who::Anyone(_)) => true,
+            None => false,
         })
     }
 
@@ -105,7 +111,7 @@ impl Hooks for FleetHooks {
             return Tap::Refused(ReasonCode::TopicNameInvalid);
         };
         let (vehicle_id, device_id) = match who(identity) {
-            Who::Device(principal) => {
+            Some(Who::Device(principal)) => {
                 // `may_publish` has no clock: a certificate that ended during a long connection is
                 // noticed here.
                 if self.directory.check(principal, received_us).is_err() {
@@ -116,7 +122,8 @@ impl Hooks for FleetHooks {
                     principal.device_id().as_str(),
                 )
             }
-            Who::Anyone => (parsed.vehicle, identity.client_id.as_ref()),
+            Some(Who::Anyone(client_id)) => (parsed.vehicle, client_id.as_str()),
+            None => return Tap::Refused(ReasonCode::NotAuthorized),
         };
         let properties = &publish.properties;
         let incoming = Incoming::new(
