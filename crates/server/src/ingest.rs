@@ -13,6 +13,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::sync_channel,
     },
     thread::JoinHandle,
     time::Duration,
@@ -27,6 +28,11 @@ use tokio::runtime::Handle;
 const READ_RECORDS: usize = 1024;
 /// Bytes taken at once.
 const READ_BYTES: usize = 4 << 20;
+/// The stream of dead letters has one partition.
+const DEAD_PARTITION: u16 = 0;
+/// What one append of dead letters may hold: a whole read (the largest record besides) with the headers
+/// that say why.
+pub const DEAD_APPEND_BYTES: usize = 32 << 20;
 /// How long a read waits before the thread looks whether it should stop.
 const READ_WAIT: Duration = Duration::from_millis(200);
 /// Pause before a failed step is tried again.
@@ -179,8 +185,9 @@ impl Consumer {
             .records
             .fetch_add(records.len() as u64, Ordering::Relaxed);
         self.stats.readings.fetch_add(readings, Ordering::Relaxed);
-        if !letters.is_empty() {
-            self.bury(letters, next);
+        // Not into the lake without their letters: the next start replays them together.
+        if !letters.is_empty() && !self.bury(letters, next) {
+            return false;
         }
         match self.runtime.block_on(self.lake.ingest(batch)) {
             Ok(_) => true,
@@ -192,20 +199,34 @@ impl Consumer {
         }
     }
 
-    /// Writes dead letters and remembers that they are written.
-    fn bury(&self, letters: Vec<eventlog::NewRecord>, next: Offset) {
-        for letter in letters {
-            let partition = self.dead.partition_for(&letter.key);
-            while let Err(error) = self.dead.append_wait(partition, letter.clone()) {
-                tracing::error!(event = "ingest.dead_letter_failed", error = %error);
-                if self.stop.load(Ordering::Acquire) {
-                    return;
-                }
-                pause();
+    /// Writes dead letters, all in one group commit (a device that sends nothing but rubbish must not
+    /// cost its partition a sync per message), and remembers that they are written. `false` when they
+    /// could not be written before the stop.
+    fn bury(&self, letters: Vec<eventlog::NewRecord>, next: Offset) -> bool {
+        while let Err(error) = self.append_letters(letters.clone()) {
+            tracing::error!(event = "ingest.dead_letter_failed", error);
+            if self.stop.load(Ordering::Acquire) {
+                return false;
             }
+            pause();
         }
         if let Err(error) = self.group.commit(&self.raw, self.partition, next) {
             tracing::error!(event = "ingest.commit_failed", error = %error);
+        }
+        true
+    }
+
+    fn append_letters(&self, letters: Vec<eventlog::NewRecord>) -> Result<(), String> {
+        let (answer, answered) = sync_channel(1);
+        self.dead
+            .append_batch(DEAD_PARTITION, letters, move |outcome| {
+                // The other end waits below.
+                let _ = answer.send(outcome.map(drop));
+            })
+            .map_err(|error| error.to_string())?;
+        match answered.recv() {
+            Ok(outcome) => outcome.map_err(|error| error.to_string()),
+            Err(_) => Err("the log was closed".to_owned()),
         }
     }
 

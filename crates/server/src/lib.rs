@@ -320,6 +320,7 @@ fn open_log(config: &Config) -> Result<(Log, Stream, Stream), StartError> {
         pipeline::DEAD_TELEMETRY,
         StreamConfig {
             partitions: 1,
+            max_append_bytes: ingest::DEAD_APPEND_BYTES,
             ..stream_config
         },
     )?;
