@@ -61,6 +61,21 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
 }
 
+fn metrics(serving: &Serving) -> String {
+    // Another test of this process may have been first.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let url = format!("{}/metrics", serving.api);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        reqwest::get(url)
+            .await
+            .expect("sent")
+            .text()
+            .await
+            .expect("text")
+    })
+}
+
 #[test]
 fn what_mosquitto_publishes_every_sql_door_answers() {
     if !have("mosquitto_pub") || !have("psql") {
@@ -77,16 +92,27 @@ fn what_mosquitto_publishes_every_sql_door_answers() {
         assert!(published.status.success(), "{}", said(&published));
     }
 
+    // A shape that nobody knows: kept as it came, and a dead letter with its reason.
+    let published = car.publish("dt/demo/drive/car-1/signals", r#"{"signal": {}}"#);
+    assert!(published.status.success(), "{}", said(&published));
+
     // Hot and cold together, once each, while rows move from one to the other.
-    serving.until("SELECT count(*) FROM messages", |n| n == 3.0);
+    serving.until("SELECT count(*) FROM messages", |n| n == 4.0);
     serving.until("SELECT count(*) FROM signals", |n| n == 3.0);
-    serving.until("SELECT count(*) FROM bronze.messages", |n| n == 3.0);
+    serving.until("SELECT count(*) FROM bronze.messages", |n| n == 4.0);
     serving.until("SELECT count(*) FROM silver.signals", |n| n == 3.0);
     assert_eq!(serving.number("SELECT count(*) FROM signals"), 3.0);
     assert_eq!(
         serving.number("SELECT sum(value) FROM signals WHERE signal = 'Vehicle.Speed'"),
         177.75
     );
+    let metrics = metrics(&serving);
+    for line in [
+        "milepost_ingest_dead_letters_total 1",
+        "milepost_log_appended_records_total{stream=\"dead.telemetry\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
     let last = serving.sql("SELECT value, unit, time FROM last_known_state WHERE vehicle_id = 'car-1' AND signal = 'Vehicle.Speed'");
     assert_eq!(
         last,
@@ -242,14 +268,11 @@ async fn http_answers_json_and_arrow_and_refuses_with_stable_problems() {
         .await
         .expect("sent");
     assert_eq!(stale.status().as_u16(), 412);
-    // A page of another origin in a browser on this machine.
-    let foreign = http
-        .get(&vehicles)
-        .header("origin", "http://evil.example")
-        .send()
-        .await
-        .expect("sent");
-    assert_eq!(foreign.status().as_u16(), 403);
+    // A page of another origin in a browser on this machine, and one whose name was rebound to it.
+    for (name, value) in [("origin", "http://evil.example"), ("host", "evil.example")] {
+        let foreign = http.get(&vehicles).header(name, value).send().await;
+        assert_eq!(foreign.expect("sent").status().as_u16(), 403, "{name}");
+    }
     let document: Value = http
         .get(format!("{}/api/v1/openapi.json", serving.api))
         .send()

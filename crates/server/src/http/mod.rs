@@ -3,7 +3,7 @@
 //!
 //! There is no sign-in yet, so it listens on loopback unless the operator accepts the danger
 //! (`config`). A browser on the same machine is kept out all the same: a request that carries the
-//! `Origin` of another page is refused.
+//! `Origin` of another page, or asks for a name that is not this machine's, is refused.
 
 mod body;
 mod certificates;
@@ -111,26 +111,50 @@ async fn method_not_allowed(request: Request) -> Response {
     response
 }
 
-/// Refuses what a page of another origin sends from a browser on this machine (cross-site request
-/// forgery, DNS rebinding): programs send no `Origin`, our own pages send our own.
+/// Refuses what a page of another origin sends from a browser on this machine. Programs send no `Origin`,
+/// our own pages send our own (cross-site request forgery); and whoever was led here by a name that
+/// somebody else's DNS gave (rebinding) asks for that name, while this server is asked for by address or
+/// as `localhost`.
 async fn refuse_foreign_pages(request: Request, next: Next) -> Response {
-    if let Some(origin) = request.headers().get(header::ORIGIN) {
-        let host = request
-            .headers()
-            .get(header::HOST)
-            .map(|host| host.as_bytes());
-        let origin = origin.as_bytes();
+    let headers = request.headers();
+    let host = match headers.get(header::HOST) {
+        Some(host) => host.to_str().unwrap_or_default(),
+        None => request
+            .uri()
+            .authority()
+            .map_or("", |authority| authority.as_str()),
+    };
+    if !is_own_name(host) {
+        return forbidden(format!(
+            "host `{host}` is not served; ask for this server by its address or as localhost (a proxy \
+             in front must do so too)"
+        ));
+    }
+    if let Some(origin) = headers.get(header::ORIGIN) {
+        let origin = origin.to_str().unwrap_or_default();
         let from = origin
-            .strip_prefix(b"http://")
-            .or_else(|| origin.strip_prefix(b"https://"));
-        if from.is_none() || from != host {
-            let detail = "requests of pages of another origin are not served";
-            let mut response = Problem::new(ProblemType::Invalid, detail).into_response();
-            *response.status_mut() = axum::http::StatusCode::FORBIDDEN;
-            return response;
+            .strip_prefix("http://")
+            .or_else(|| origin.strip_prefix("https://"));
+        if from != Some(host) {
+            return forbidden("requests of pages of another origin are not served".to_owned());
         }
     }
     next.run(request).await
+}
+
+/// An address or `localhost`, with or without a port.
+fn is_own_name(host: &str) -> bool {
+    let Ok(authority) = host.parse::<axum::http::uri::Authority>() else {
+        return false;
+    };
+    let name = authority.host().trim_matches(['[', ']']);
+    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok()
+}
+
+fn forbidden(detail: String) -> Response {
+    let mut response = Problem::new(ProblemType::Invalid, detail).into_response();
+    *response.status_mut() = axum::http::StatusCode::FORBIDDEN;
+    response
 }
 
 impl From<FleetError> for Problem {
@@ -211,4 +235,25 @@ fn etag(version: u64) -> [(header::HeaderName, String); 1] {
 /// RFC 3339, UTC, from microseconds since the epoch.
 fn timestamp(us: i64) -> String {
     jiff::Timestamp::from_microsecond(us).map_or_else(|_| us.to_string(), |time| time.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_own_name;
+
+    #[test]
+    fn only_addresses_and_localhost_are_this_server() {
+        for (host, own) in [
+            ("127.0.0.1:8080", true),
+            ("localhost", true),
+            ("[::1]:8080", true),
+            ("192.168.1.4:8080", true),
+            ("evil.example:8080", false),
+            ("localhost.evil.example", false),
+            ("127.0.0.1.evil.example", false),
+            ("", false),
+        ] {
+            assert_eq!(is_own_name(host), own, "{host}");
+        }
+    }
 }
