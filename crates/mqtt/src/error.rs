@@ -96,6 +96,15 @@ pub enum DecodeError {
         /// What is.
         expected: &'static str,
     },
+    /// Bytes of [`Publish::kept`](crate::Publish::kept), never of a connection: written by a later
+    /// release, or no kept message at all.
+    #[error(
+        "a kept PUBLISH has the form {form}, this release reads 1; use the release that wrote it"
+    )]
+    KeptForm {
+        /// The first byte.
+        form: u8,
+    },
     /// CONNECT does not begin with `MQTT` `[MQTT-3.1.2-1]`.
     #[error("CONNECT: the protocol name is not \"MQTT\"")]
     ProtocolName,
@@ -274,6 +283,7 @@ impl DecodeError {
             | Self::RemainingLength { .. }
             | Self::Truncated { .. }
             | Self::TrailingBytes { .. }
+            | Self::KeptForm { .. }
             | Self::Flags { .. }
             | Self::QoS { .. }
             | Self::DuplicateAtMostOnce

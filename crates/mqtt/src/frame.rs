@@ -8,6 +8,11 @@
 //!
 //! The payload stays a shared slice of its own: not copied per layout, and a transport that can write
 //! vectored need not copy it at all.
+//!
+//! A topic alias belongs to one connection, so it is no part of a layout either: it is put in while
+//! the frame is copied ([`PublishFrame::write_aliased`]).
+
+use std::num::NonZeroU16;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -16,7 +21,7 @@ use crate::{
     error::EncodeError,
     packet::{Flags, PacketType, Publish, PublishProperties, publish_head_size},
     packet_id::PacketId,
-    property::{SubscriptionId, put_binary},
+    property::{Property, SubscriptionId, put_binary, with_length},
     qos::QoS,
     varint,
     version::Version,
@@ -60,6 +65,25 @@ pub enum Attempt {
     Again,
 }
 
+/// What becomes of the topic of a PUBLISH with a topic alias (section 3.3.2.3.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AliasedTopic {
+    /// It is sent: from here on the alias stands for it.
+    Introduced,
+    /// It is left empty: the receiver knows what the alias stands for.
+    Omitted,
+}
+
+/// What [`PublishFrame::write_aliased`] appended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Bytes of the packet.
+    pub len: usize,
+    /// Where among them the four bytes of the message expiry interval are, to be patched with the
+    /// seconds left `[MQTT-3.3.2-6]`; `None` if the message does not expire.
+    pub message_expiry_offset: Option<usize>,
+}
+
 /// An encoded PUBLISH without packet identifier. Cloning shares the bytes.
 #[derive(Debug, Clone)]
 pub struct PublishFrame {
@@ -68,6 +92,10 @@ pub struct PublishFrame {
     payload: Bytes,
     /// Where in `head` the packet identifier is; 0 for QoS 0, which has none.
     packet_id_at: u32,
+    /// Where in `head` the text of the topic begins.
+    topic_at: u32,
+    /// Where in `head` the properties begin, after their length; 0 in 3.1.1, which has none.
+    properties_at: u32,
     /// Where in `head` the value of the message expiry interval is; 0 if there is none.
     expiry_at: u32,
 }
@@ -98,15 +126,17 @@ impl PublishFrame {
             retain: layout.retain,
         };
         put_fixed_header(PacketType::Publish, flags.bits(), remaining, &mut out);
+        let topic_at = (out.len() + 2) as u32;
         put_binary(publish.topic.as_bytes(), &mut out);
         let mut packet_id_at = 0;
         if layout.qos > QoS::AtMostOnce {
             packet_id_at = out.len() as u32; // at most 5 + 2 + 65,535
             out.put_u16(0);
         }
-        let mut expiry_at = 0;
+        let (mut properties_at, mut expiry_at) = (0, 0);
         if layout.version == Version::V5 {
             properties.write(&mut out);
+            properties_at = (out.len() - properties.inner_size()?) as u32;
             if properties.message_expiry_interval.is_some() {
                 expiry_at = (out.len() - properties.size_from_message_expiry()?) as u32;
             }
@@ -115,8 +145,18 @@ impl PublishFrame {
             head: out.freeze(),
             payload: publish.payload.clone(),
             packet_id_at,
+            topic_at,
+            properties_at,
             expiry_at,
         })
+    }
+
+    /// The topic it was published to.
+    pub fn topic(&self) -> &str {
+        let at = self.topic_at as usize;
+        let length = usize::from(u16::from_be_bytes([self.head[at - 2], self.head[at - 1]]));
+        // Written from a text.
+        std::str::from_utf8(&self.head[at..at + length]).unwrap_or_default()
     }
 
     /// Where in [`head`](Self::head) the two bytes of the packet identifier are; `None` for QoS 0.
@@ -191,4 +231,99 @@ impl PublishFrame {
         }
         Ok(())
     }
+
+    /// Most bytes that a topic alias adds to [`len`](Self::len): three of the property, one each of
+    /// the property length and the remaining length.
+    pub const MAX_ALIAS_GROWTH: usize = ALIAS_SIZE + 2;
+
+    /// Bytes that [`write_aliased`](Self::write_aliased) will append, to be held against the
+    /// receiver's maximum packet size.
+    ///
+    /// # Errors
+    /// As [`write_aliased`](Self::write_aliased), the packet identifier left aside.
+    pub fn aliased_len(&self, topic: AliasedTopic) -> Result<usize, EncodeError> {
+        let parts = self.aliased(topic)?;
+        Ok(1 + varint::len(parts.remaining) + parts.remaining as usize)
+    }
+
+    /// Appends the packet for one receiver as [`write`](Self::write) does, with a topic alias.
+    ///
+    /// # Errors
+    /// [`EncodeError::NotInV311`] for a frame of 3.1.1, [`EncodeError::PacketId`] unless there is a
+    /// packet identifier exactly for QoS 1 and 2, [`EncodeError::PacketTooLarge`] when the alias is
+    /// what makes it too large; `out` is then as it was before.
+    pub fn write_aliased(
+        &self,
+        packet_id: Option<PacketId>,
+        attempt: Attempt,
+        alias: NonZeroU16,
+        topic: AliasedTopic,
+        out: &mut BytesMut,
+    ) -> Result<Written, EncodeError> {
+        if packet_id.is_some() != (self.packet_id_at > 0) {
+            return Err(EncodeError::PacketId);
+        }
+        let parts = self.aliased(topic)?;
+        let start = out.len();
+        out.reserve(1 + varint::len(parts.remaining) + parts.remaining as usize);
+        let dup = match (packet_id, attempt) {
+            (Some(_), Attempt::Again) => Flags::DUP,
+            (None, _) | (_, Attempt::First) => 0,
+        };
+        out.put_u8(self.head[0] | dup);
+        varint::write(parts.remaining, out);
+        put_binary(parts.topic, out);
+        if let Some(id) = packet_id {
+            out.put_u16(id.get());
+        }
+        varint::write((ALIAS_SIZE + parts.properties.len()) as u32, out);
+        out.put_u8(Property::TopicAlias.id());
+        out.put_u16(alias.get());
+        out.put_slice(parts.properties);
+        // From the interval to the end of the head nothing has moved.
+        let message_expiry_offset = self
+            .message_expiry_offset()
+            .map(|at| out.len() - start - (self.head.len() - at));
+        out.put_slice(&self.payload);
+        Ok(Written {
+            len: out.len() - start,
+            message_expiry_offset,
+        })
+    }
+
+    /// What an aliased packet is put together from.
+    fn aliased(&self, topic: AliasedTopic) -> Result<Aliased<'_>, EncodeError> {
+        let packet = PacketType::Publish;
+        if self.properties_at == 0 {
+            let what = "a topic alias";
+            return Err(EncodeError::NotInV311 { packet, what });
+        }
+        let (front, properties) = self.head.split_at(self.properties_at as usize);
+        let topic_end = self
+            .packet_id_offset()
+            .unwrap_or(front.len() - (with_length(properties.len()) - properties.len()));
+        let topic = match topic {
+            AliasedTopic::Introduced => &front[self.topic_at as usize..topic_end],
+            AliasedTopic::Omitted => &[],
+        };
+        let packet_id = if self.packet_id_at > 0 { 2 } else { 0 };
+        let block = with_length(ALIAS_SIZE + properties.len());
+        let len = 2 + topic.len() + packet_id + block + self.payload.len();
+        Ok(Aliased {
+            remaining: check_remaining_length(packet, len)?,
+            topic,
+            properties,
+        })
+    }
+}
+
+/// Bytes of the property topic alias: its identifier and two of its value.
+const ALIAS_SIZE: usize = 3;
+
+/// A packet with a topic alias before it is written.
+struct Aliased<'a> {
+    remaining: u32,
+    topic: &'a [u8],
+    /// The other properties, without property length.
+    properties: &'a [u8],
 }

@@ -3,7 +3,7 @@
 //! Flow in: a transport appends what it read to a `BytesMut`; [`Decoder`] takes whole packets off
 //! its front. Strings and payloads are slices of that buffer, so a packet costs no copy. Flow out:
 //! [`encode`] appends one packet to a `BytesMut`; [`PublishFrame`] encodes a PUBLISH once for all
-//! receivers that share a [`Layout`].
+//! receivers that share a [`Layout`]. Flow to a disk and back: [`Publish::keep`], [`Publish::kept`].
 //!
 //! Strict on purpose: whatever a specification calls malformed or a protocol error, and that can be
 //! seen in one packet, is refused with a [`DecodeError`] that names the field and carries the reason
@@ -36,6 +36,7 @@ mod decode;
 mod encode;
 mod error;
 mod frame;
+mod kept;
 pub mod packet;
 mod packet_id;
 mod property;
@@ -52,7 +53,7 @@ pub use bytes::{Bytes, BytesMut};
 pub use decode::Decoder;
 pub use encode::{encode, encoded_len};
 pub use error::{DecodeError, EncodeError};
-pub use frame::{Attempt, Layout, PublishFrame};
+pub use frame::{AliasedTopic, Attempt, Layout, PublishFrame, Written};
 pub use packet::{
     Auth, AuthProperties, ConnAck, ConnAckProperties, Connect, ConnectProperties, Disconnect,
     DisconnectProperties, Packet, PacketType, PubAck, PubAckProperties, PubComp, PubCompProperties,
