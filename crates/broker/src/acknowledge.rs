@@ -15,15 +15,16 @@ use std::sync::Arc;
 
 use mqtt::ReasonCode;
 
+use crate::machine::Receipt;
 use crate::machine::mailbox::{Mail, Mailbox};
-use crate::machine::{ConnectionId, Receipt};
+use crate::machine::slots::SessionId;
 
 /// Says whether a tapped message is durable. Dropped without a word it counts as failed, so a
 /// message can never stay unanswered.
 #[must_use = "dropping it tells the publisher that its message failed"]
 pub struct Acknowledge {
     mailbox: Arc<Mailbox>,
-    connection: ConnectionId,
+    session: SessionId,
     receipt: Receipt,
     state: State,
 }
@@ -35,14 +36,10 @@ enum State {
 }
 
 impl Acknowledge {
-    pub(crate) fn new(
-        mailbox: Arc<Mailbox>,
-        connection: ConnectionId,
-        receipt: Receipt,
-    ) -> Acknowledge {
+    pub(crate) fn new(mailbox: Arc<Mailbox>, session: SessionId, receipt: Receipt) -> Acknowledge {
         Acknowledge {
             mailbox,
-            connection,
+            session,
             receipt,
             state: State::Owed,
         }
@@ -62,12 +59,12 @@ impl Acknowledge {
         if self.receipt == Receipt::NONE && outcome.is_ok() {
             return;
         }
-        if TAPPING.get() == Tapping::Asking(self.connection, self.receipt) {
+        if TAPPING.get() == Tapping::Asking(self.session, self.receipt) {
             TAPPING.set(Tapping::Answered(outcome));
             return;
         }
         self.mailbox.post(Mail::Durable {
-            connection: self.connection,
+            session: self.session,
             receipt: self.receipt,
             outcome,
         });
@@ -78,7 +75,7 @@ impl Acknowledge {
 #[derive(Clone, Copy, PartialEq)]
 enum Tapping {
     Idle,
-    Asking(ConnectionId, Receipt),
+    Asking(SessionId, Receipt),
     Answered(Result<(), ReasonCode>),
 }
 
@@ -88,11 +85,11 @@ thread_local! {
 
 /// Calls a tap; also returns the outcome, if it was said before the tap returned.
 pub(crate) fn while_tapping<T>(
-    connection: ConnectionId,
+    session: SessionId,
     receipt: Receipt,
     tap: impl FnOnce() -> T,
 ) -> (T, Option<Result<(), ReasonCode>>) {
-    TAPPING.set(Tapping::Asking(connection, receipt));
+    TAPPING.set(Tapping::Asking(session, receipt));
     let answer = tap();
     match TAPPING.replace(Tapping::Idle) {
         Tapping::Answered(outcome) => (answer, Some(outcome)),
@@ -111,7 +108,7 @@ impl Drop for Acknowledge {
 impl fmt::Debug for Acknowledge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Acknowledge")
-            .field("connection", &self.connection)
+            .field("session", &self.session)
             .field("receipt", &self.receipt)
             .finish_non_exhaustive()
     }

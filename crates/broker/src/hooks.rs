@@ -14,6 +14,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use mqtt::{Publish, ReasonCode};
 use rustls::pki_types::CertificateDer;
 
@@ -32,8 +33,42 @@ pub trait Hooks: Send + Sync + 'static {
     /// May this client publish to `topic`? Asked for every PUBLISH and for the will.
     fn may_publish(&self, who: &Identity, topic: &str) -> Decision;
 
-    /// May this client subscribe to `filter`? Asked for every filter of every SUBSCRIBE.
+    /// May this client subscribe to `filter`? Asked for every filter of every SUBSCRIBE, and again
+    /// when a session is resumed and after
+    /// [`BrokerHandle::access_changed`](crate::BrokerHandle::access_changed). For a shared
+    /// subscription `filter` is what follows the share name.
+    ///
+    /// A yes covers every topic that the filter matches, until one of those moments: the broker does
+    /// not ask for each delivery.
     fn may_subscribe(&self, who: &Identity, filter: &str) -> Decision;
+
+    /// May this client have a message on `topic` that was not sent to it at once: a retained message,
+    /// one that waited in its queue, one that is sent again? The decision that let the subscription in
+    /// may be old by then.
+    fn may_receive(&self, who: &Identity, topic: &str) -> Decision {
+        self.may_subscribe(who, topic)
+    }
+
+    /// The identity of a stored session whose client is not there to show its credentials, for a will
+    /// that comes due after a restart of the broker. `None` if it may do nothing any more.
+    fn recall(&self, client_id: &str, principal: &str) -> Option<Identity> {
+        let _ = (client_id, principal);
+        None
+    }
+
+    /// Begins an enhanced authentication (MQTT 5 section 4.12) with the method the client named.
+    /// `None` if it is not offered: the client is refused with 0x8C.
+    ///
+    /// Instead of [`authenticate`](Hooks::authenticate), the identity comes from the exchange. The same
+    /// is asked again when a connected client re-authenticates.
+    fn begin_authentication(
+        &self,
+        attempt: &ConnectAttempt<'_>,
+        method: &str,
+    ) -> Option<Box<dyn EnhancedAuthentication>> {
+        let _ = (attempt, method);
+        None
+    }
 
     /// Offers a copy of a message that passed [`may_publish`](Hooks::may_publish).
     ///
@@ -78,6 +113,9 @@ pub struct Identity {
     pub principal: Arc<str>,
     /// Whatever the hooks want to find again in later calls.
     pub context: Arc<dyn Any + Send + Sync>,
+    /// What a client that asks for response information is told: the topic below which it may have
+    /// answers sent (MQTT 5 section 4.10.1).
+    pub response_information: Option<Arc<str>>,
 }
 
 impl Identity {
@@ -87,7 +125,15 @@ impl Identity {
             client_id: client_id.into(),
             principal: principal.into(),
             context: Arc::new(()),
+            response_information: None,
         }
+    }
+
+    /// The same identity, to be told where answers to it go.
+    #[must_use]
+    pub fn with_response_information(mut self, topic: impl Into<Arc<str>>) -> Identity {
+        self.response_information = Some(topic.into());
+        self
     }
 
     /// The same identity carrying `context` for the hooks.
@@ -114,6 +160,34 @@ pub struct Refusal {
     pub reason: ReasonCode,
     /// What the operator is told. Never sent to the client.
     pub log: String,
+    /// Where to go instead, for [`UseAnotherServer`](ReasonCode::UseAnotherServer) and
+    /// [`ServerMoved`](ReasonCode::ServerMoved) (MQTT 5 section 4.11).
+    pub server_reference: Option<Arc<str>>,
+}
+
+/// One enhanced authentication under way: a challenge and response mechanism (MQTT 5 section 4.12).
+///
+/// Lives with its connection, on its worker; the rules for [`Hooks`] hold: answer from memory.
+pub trait EnhancedAuthentication: Send {
+    /// Takes what the client said, in CONNECT or AUTH, and answers.
+    fn step(&mut self, data: &[u8]) -> AuthStep;
+}
+
+/// Answer of an [`EnhancedAuthentication`].
+#[derive(Debug)]
+pub enum AuthStep {
+    /// Say this and wait for the client's answer (AUTH 0x18).
+    Continue(Bytes),
+    /// The client is who it says.
+    Done {
+        /// Who that is. On re-authentication its client id and principal must be the ones the
+        /// connection has.
+        identity: Identity,
+        /// A last word to the client (CONNACK or AUTH 0x00), so that it can verify the server.
+        data: Option<Bytes>,
+    },
+    /// It is not.
+    Refused(Refusal),
 }
 
 impl Refusal {
@@ -122,7 +196,15 @@ impl Refusal {
         Refusal {
             reason,
             log: log.into(),
+            server_reference: None,
         }
+    }
+
+    /// The same refusal, naming the server to use instead.
+    #[must_use]
+    pub fn with_server_reference(mut self, server: impl Into<Arc<str>>) -> Refusal {
+        self.server_reference = Some(server.into());
+        self
     }
 }
 

@@ -12,31 +12,37 @@
 //!   log: synced -> Acknowledge::done -> mailbox -> PUBACK, in the order of arrival
 //! ```
 //!
-//! # What is refused for now, and how
-//! Not there yet, said so in CONNACK, and answered with its reason code when used anyway: QoS 2
-//! (Maximum QoS 1; PUBLISH 0x9B), retained messages (Retain Available 0; 0x9A), shared
-//! subscriptions (0x9E in SUBACK), enhanced authentication (0x8C), sessions that outlive their
-//! connection (Session Expiry Interval 0). MQTT 3.1.1 has no words for these: SUBSCRIBE at QoS 2 is
-//! granted 1, a shared subscription 0x80, a PUBLISH at QoS 2 or with RETAIN ends the connection,
-//! session present is always 0.
+//! # What survives what
+//! A *transient* session ends with its connection. A *stored* one outlives it, and with
+//! [`Store::Directory`] the broker too: every change of it is in the journal before anybody is told.
 //!
 //! # What is bounded
-//! Everything, by [`Limits`]. A receiver that does not keep up loses QoS 0 messages (counted) and
-//! is disconnected when its QoS 1 queue is full; it never slows others down.
+//! Everything, by [`Limits`]. A receiver that does not keep up loses QoS 0 messages (counted); when its
+//! queue of QoS 1 and 2 is full, it is disconnected if its session is transient, and
+//! [`Limits::overflow`] applies if it is stored. It never slows others down.
 
 mod acknowledge;
 mod hooks;
 mod limits;
 mod machine;
+mod recovery;
 mod shell;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulation;
 mod stats;
 
 pub use acknowledge::Acknowledge;
-pub use hooks::{ConnectAttempt, Decision, Hooks, Identity, Refusal, Tap};
-pub use limits::Limits;
+pub use hooks::{
+    AuthStep, ConnectAttempt, Decision, EnhancedAuthentication, Hooks, Identity, Refusal, Tap,
+};
+pub use journal::Durability;
+pub use limits::{Limits, Overflow, Retain};
+pub use machine::share::ShareStrategy;
 pub use mqtt::{Publish, ReasonCode};
+pub use recovery::Recovery;
 pub use shell::broker::{
     Bind, Bound, Broker, BrokerConfig, BrokerHandle, ListenerConfig, ShutdownOutcome,
-    ShutdownReport, StartError, Transport,
+    ShutdownReport, StartError, Store, StoreConfig, Transport,
 };
-pub use stats::Stats;
+pub use shell::store::StoreError;
+pub use stats::{Stats, StoreStats};

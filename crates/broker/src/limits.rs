@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::machine::share::ShareStrategy;
+
 /// Limits of a broker. The defaults suit vehicles: many quiet connections on poor links.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -37,6 +39,28 @@ pub struct Limits {
     /// Inbound topic aliases per connection, advertised as Topic Alias Maximum; a higher alias
     /// ends the connection with 0x94. The broker itself sends no aliases.
     pub topic_alias_maximum: u16,
+    /// Most topic aliases the broker uses towards one client, however many more the client offers. An
+    /// alias costs some 100 bytes as long as the connection lasts.
+    pub topic_alias_maximum_out: u16,
+    /// Longest time a session outlives its connection. A client that asks for more is told this in
+    /// CONNACK (MQTT 5); a session of MQTT 3.1.1 without clean session gets exactly this.
+    pub session_expiry_max: Duration,
+    /// Sessions, connected or not. The next new one is refused with 0x97 in CONNACK.
+    pub max_sessions: usize,
+    /// What happens when the queue of a stored session is full.
+    pub overflow: Overflow,
+    /// Memory for the messages that stored sessions wait for, in bytes over all sessions, each message
+    /// once. Beyond it a message for a stored session is refused with 0x97. 4 GiB.
+    pub max_stored_bytes: usize,
+    /// Which member of a shared subscription gets a message.
+    pub share_strategy: ShareStrategy,
+    /// Whether messages can be retained. If not, CONNACK says so and a PUBLISH or will with RETAIN is
+    /// refused with 0x9A.
+    pub retain: Retain,
+    /// Retained messages. A message on one more topic is refused with 0x97.
+    pub max_retained: usize,
+    /// Bytes of all retained messages together, the same rule.
+    pub max_retained_bytes: usize,
     /// Time for the TLS handshake.
     pub handshake_timeout: Duration,
     /// Time from an open (for TLS: authenticated) connection to its CONNECT.
@@ -64,6 +88,15 @@ impl Default for Limits {
             max_subscriptions: 1_000,
             max_filter_levels: 128,
             topic_alias_maximum: 16,
+            topic_alias_maximum_out: 16,
+            session_expiry_max: Duration::from_secs(7 * 24 * 3600),
+            max_sessions: 400_000,
+            overflow: Overflow::RefuseNew,
+            max_stored_bytes: 4 << 30,
+            share_strategy: ShareStrategy::RoundRobin,
+            retain: Retain::Available,
+            max_retained: 1_000_000,
+            max_retained_bytes: 1 << 30,
             handshake_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             max_handshakes: 1_024,
@@ -71,4 +104,30 @@ impl Default for Limits {
             close_timeout: Duration::from_secs(2),
         }
     }
+}
+
+/// What happens when a message finds the queue of a stored session full (`max_queued`,
+/// `max_queued_bytes`). Whatever is dropped is counted by reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Overflow {
+    /// The new message is not queued for this session. When no receiver at all takes it, its publisher
+    /// is told 0x97 (an MQTT 3.1.1 publisher, who cannot be told, is disconnected): nothing that was
+    /// acknowledged is lost.
+    #[default]
+    RefuseNew,
+    /// The oldest waiting message goes: for state, where the latest counts.
+    DropOldest,
+    /// The oldest waiting message of low priority goes; if there is none, the new one is refused unless
+    /// it has high priority itself, and then the oldest goes. Priority is the user property `priority`,
+    /// `high` or `low`; low if absent.
+    DropLowestPriority,
+}
+
+/// Whether messages can be retained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retain {
+    /// They can.
+    Available,
+    /// They are refused (0x9A).
+    Unavailable,
 }

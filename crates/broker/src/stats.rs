@@ -39,6 +39,20 @@ macro_rules! counters {
             pub pending_connections: u64,
             /// Subscriptions in place now.
             pub subscriptions: u64,
+            /// Sessions, connected or not.
+            pub sessions: u64,
+            /// Sessions that are stored.
+            pub sessions_stored: u64,
+            /// Topics with a retained message.
+            pub retained: u64,
+            /// Bytes of retained messages.
+            pub retained_bytes: u64,
+            /// Messages kept for stored sessions and as retained ones, each once.
+            pub messages_kept: u64,
+            /// Bytes of these.
+            pub messages_kept_bytes: u64,
+            /// The store behind the sessions.
+            pub store: StoreStats,
             $($(#[$doc])* pub $name: u64,)*
             /// CONNECTs refused, by the reason given in CONNACK (or what it would have been, where
             /// MQTT 3.1.1 has no code for it). Reasons that never occurred are left out.
@@ -84,10 +98,18 @@ counters! {
     messages_in_qos0,
     /// PUBLISH packets received at QoS 1.
     messages_in_qos1,
+    /// PUBLISH packets received at QoS 2, repeated ones included.
+    messages_in_qos2,
+    /// PUBLISH packets received at QoS 2 for an exchange under way: not routed again.
+    messages_repeated,
     /// Messages handed to a receiver's socket at QoS 0.
     messages_out_qos0,
     /// Messages handed to a receiver's socket at QoS 1.
     messages_out_qos1,
+    /// Messages handed to a receiver's socket at QoS 2.
+    messages_out_qos2,
+    /// Messages handed to a receiver's socket again, after a reconnect.
+    messages_resent,
     /// Messages that had no subscriber and no tap.
     messages_unmatched,
     /// Messages taken by the tap.
@@ -100,8 +122,31 @@ counters! {
     pubacks_sent_failed,
     /// PUBACKs received.
     pubacks_received,
+    /// PUBRECs sent with success.
+    pubrecs_sent,
+    /// PUBRECs sent with a failure.
+    pubrecs_sent_failed,
+    /// PUBCOMPs received: QoS 2 deliveries completed.
+    pubcomps_received,
+    /// Deliveries queued for stored sessions.
+    deliveries_stored,
     /// QoS 0 messages dropped because the receiver's queue was full.
     dropped_queue_full,
+    /// Deliveries refused because the queue of a stored session was full (overflow rule: refuse new).
+    dropped_refused_new,
+    /// Waiting deliveries dropped to make room for newer ones (drop oldest).
+    dropped_oldest,
+    /// Waiting deliveries dropped to make room for newer or more urgent ones (drop lowest priority).
+    dropped_low_priority,
+    /// QoS 0 messages dropped because the receiver was not connected.
+    dropped_offline,
+    /// Messages dropped because their receiver may not have them any more.
+    dropped_receive_unauthorized,
+    /// Messages refused because the messages kept for all sessions, or the retained ones, have reached
+    /// their bound.
+    dropped_store_full,
+    /// Messages a client answered with an error.
+    dropped_by_receiver,
     /// Messages dropped because they expired while waiting.
     dropped_expired,
     /// Messages dropped because they exceed the receiver's maximum packet size.
@@ -120,6 +165,18 @@ counters! {
     keep_alive_timeouts,
     /// Wills published.
     wills_published,
+    /// Wills not published because their client came back in time.
+    wills_cancelled,
+    /// Sessions begun.
+    sessions_created,
+    /// Sessions taken up again by a connection.
+    sessions_resumed,
+    /// Stored sessions that ended because nobody came back in time.
+    sessions_expired,
+    /// Subscriptions removed because access to them was lost.
+    subscriptions_revoked,
+    /// Messages of shared subscriptions given to another member because the first one went.
+    share_redelivered,
     /// Filters granted in SUBACK.
     subscribes_granted,
     /// Filters refused in SUBACK.
@@ -129,17 +186,24 @@ counters! {
 impl Stats {
     /// PUBLISH packets received.
     pub fn messages_in(&self) -> u64 {
-        self.messages_in_qos0 + self.messages_in_qos1
+        self.messages_in_qos0 + self.messages_in_qos1 + self.messages_in_qos2
     }
 
     /// Messages handed to receivers' sockets.
     pub fn messages_out(&self) -> u64 {
-        self.messages_out_qos0 + self.messages_out_qos1
+        self.messages_out_qos0 + self.messages_out_qos1 + self.messages_out_qos2
     }
 
     /// Messages dropped, with the reason as a short stable name for a metric label.
-    pub fn dropped(&self) -> [(&'static str, u64); 6] {
+    pub fn dropped(&self) -> [(&'static str, u64); 13] {
         [
+            ("refused_new", self.dropped_refused_new),
+            ("oldest", self.dropped_oldest),
+            ("low_priority", self.dropped_low_priority),
+            ("offline", self.dropped_offline),
+            ("receive_unauthorized", self.dropped_receive_unauthorized),
+            ("store_full", self.dropped_store_full),
+            ("by_receiver", self.dropped_by_receiver),
             ("queue_full", self.dropped_queue_full),
             ("expired", self.dropped_expired),
             ("too_large", self.dropped_too_large),
@@ -148,6 +212,24 @@ impl Stats {
             ("session_end", self.dropped_session_end),
         ]
     }
+}
+
+/// The store behind the sessions, as it is now. All zero when sessions end with the process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StoreStats {
+    /// Records that count.
+    pub live_records: u64,
+    /// Bytes of these.
+    pub live_bytes: u64,
+    /// Bytes of its files.
+    pub disk_bytes: u64,
+    /// Bytes submitted and not written yet.
+    pub pending_bytes: u64,
+    /// Group commits since start.
+    pub syncs: u64,
+    /// 1 while it can not write (disk full, for one), else 0.
+    pub stalled: u64,
 }
 
 /// One growing number. Written by one worker (and now and then by the acceptor), read by all.

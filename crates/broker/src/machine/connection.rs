@@ -1,26 +1,26 @@
 //! The protocol of one connection: what each packet means at this point, and what to answer.
 //!
-//! In: packets, outcomes of the tap, the time, and word from elsewhere (taken over, disconnected,
-//! stopping). Out: a list of [`Output`]s that the shard carries out in order. What needs other
-//! connections or the outside (authenticate, subscribe, route) is an output; its answer comes back
-//! as an input.
+//! In: packets, the time, and word from elsewhere (identified, admitted, taken over, stopping). Out: a
+//! list of [`Output`]s that the shard carries out in order. What needs the session, other connections or
+//! the outside is an output; its answer comes back as an input.
 //!
 //! ```text
-//! Opening ──CONNECT──► Joining ──admitted──► Serving ──drain──► Draining ─┐
-//!    └────────────────────┴──────────── ended ──┴────────────────────────┴──► Ended
+//! Opening ──CONNECT──► Identifying ──known──► Joining ──admitted──► Serving ──drain──► Draining ─┐
+//!    │                  ▲    │ AUTH              │                    │                     │
+//!    └──────────────────┼────┴───────────────────┴─────── ended ──────┴─────────────────────┴─► Ended
+//!                       └──────┘
 //! ```
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use mqtt::{
-    ConnAck, ConnAckProperties, Connect, DecodeError, Disconnect, Packet, PacketId, PacketType,
-    PubAck, PubComp, PubRel, Publish, QoS, ReasonCode, Subscribe, Unsubscribe, Utf8, Version,
+    Auth, ConnAck, ConnAckProperties, Connect, DecodeError, Disconnect, Packet, PacketId,
+    PacketType, Publish, QoS, ReasonCode, Subscribe, Unsubscribe, Utf8, Version,
 };
 
-use super::owed::Owed;
-use super::will;
-use super::{Moment, Receipt};
-use crate::limits::Limits;
+use super::Moment;
+use crate::limits::{Limits, Retain};
 
 /// State of one connection.
 #[derive(Debug)]
@@ -32,8 +32,12 @@ pub(crate) struct Connection {
     /// One and a half times the keep-alive in milliseconds; `None` without keep-alive.
     patience: Option<u64>,
     session_expiry: SessionExpiry,
-    will: Option<Box<Publish>>,
-    owed: Owed,
+    problem_information: ProblemInformation,
+    /// The method of an enhanced authentication, from CONNECT.
+    auth_method: Option<Utf8>,
+    /// QoS 1 and 2 messages of this connection that are not answered for good (PUBACK, PUBREC with an
+    /// error, PUBCOMP), to be held against our Receive Maximum.
+    unanswered: u16,
     /// Topics of the aliases in use, alias 1 first.
     aliases: Vec<Option<Utf8>>,
 }
@@ -42,11 +46,13 @@ pub(crate) struct Connection {
 enum Phase {
     /// No CONNECT yet.
     Opening { until: u64 },
-    /// Identified; waits until nobody else has the client identifier.
+    /// CONNECT came; who is it?
+    Identifying { until: u64, answer: Box<ConnAck> },
+    /// Identified; waits for its session to be in the store.
     Joining { until: u64, answer: Box<ConnAck> },
     /// CONNACK is sent.
     Serving,
-    /// Nothing more is read; PUBACKs are still owed.
+    /// Nothing more is read; answers are still owed.
     Draining,
     /// Over. Nothing changes this.
     Ended,
@@ -59,6 +65,13 @@ enum SessionExpiry {
     Asked,
 }
 
+/// Whether answers other than CONNACK and DISCONNECT may bring reason strings [MQTT-3.1.2-29].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ProblemInformation {
+    Wanted,
+    Unwanted,
+}
+
 /// What the shard is to do.
 #[derive(Debug)]
 pub(crate) enum Output {
@@ -66,14 +79,22 @@ pub(crate) enum Output {
     Send(Packet),
     /// Find out who this is; answer with [`Connection::identified`] or [`Connection::refuse`].
     Authenticate(Box<Connect>),
-    /// Check, tap and route a message; if it has a receipt, answer with [`Connection::decide`].
-    Publish(Box<Publish>, Receipt),
+    /// A step of an enhanced authentication.
+    Auth(Auth),
+    /// Check, tap, keep and route a message.
+    Publish(Box<Publish>),
+    /// The client released a QoS 2 message.
+    Release(PacketId),
     /// Check and subscribe, then send SUBACK.
     Subscribe(Subscribe),
     /// Unsubscribe, then send UNSUBACK.
     Unsubscribe(Unsubscribe),
-    /// The client has this message.
+    /// The client has this QoS 1 message.
     Acknowledged(PacketId),
+    /// The client has this QoS 2 message, or will not have it.
+    Delivered(PacketId, ReasonCode),
+    /// The exchange of this QoS 2 message is complete.
+    Completed(PacketId),
     /// The connection is over; close the transport once everything is sent.
     End(End),
 }
@@ -85,9 +106,18 @@ pub(crate) struct End {
     pub(crate) by: EndedBy,
     /// For the operator's log.
     pub(crate) detail: Cow<'static, str>,
-    /// To be published now: the session ends with the connection, so a will delay never outlasts it
-    /// [MQTT-3.1.3-9].
-    pub(crate) will: Option<Box<Publish>>,
+    pub(crate) will: WillFate,
+    /// The Session Expiry Interval that DISCONNECT brought.
+    pub(crate) session_expiry: Option<u32>,
+}
+
+/// What becomes of the will.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WillFate {
+    /// To be published: now or after its delay.
+    Due,
+    /// The client said goodbye [MQTT-3.14.4-3].
+    Discarded,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,8 +152,9 @@ impl Connection {
             last_heard: now.tick,
             patience: None,
             session_expiry: SessionExpiry::Zero,
-            will: None,
-            owed: Owed::default(),
+            problem_information: ProblemInformation::Wanted,
+            auth_method: None,
+            unanswered: 0,
             aliases: Vec::new(),
         }
     }
@@ -141,18 +172,36 @@ impl Connection {
         matches!(self.phase, Phase::Serving | Phase::Draining)
     }
 
+    pub(crate) fn problem_information(&self) -> ProblemInformation {
+        self.problem_information
+    }
+
+    /// The method of the enhanced authentication it began with.
+    pub(crate) fn auth_method(&self) -> Option<&Utf8> {
+        self.auth_method.as_ref()
+    }
+
+    pub(crate) fn is_identifying(&self) -> bool {
+        matches!(self.phase, Phase::Identifying { .. })
+    }
+
     pub(crate) fn appetite(&self, limits: &Limits) -> Appetite {
         match self.phase {
             Phase::Opening { .. } => Appetite::Hungry,
             // An MQTT 5 client knows our Receive Maximum and is closed for exceeding it; of an
-            // MQTT 3.1.1 client we simply do not read.
+            // MQTT 3.1.1 client we simply do not read. It may have to release QoS 2 messages first,
+            // which are bounded by their identifiers: of those it may have as many as it has.
             Phase::Serving
-                if self.version == Version::V311
-                    && self.owed.len() >= usize::from(limits.max_inflight) =>
+                if self.version == Version::V311 && self.unanswered >= limits.max_inflight =>
             {
                 Appetite::Waiting
             }
             Phase::Serving => Appetite::Hungry,
+            // AUTH may come, and nothing else.
+            Phase::Identifying { .. } => match self.auth_method {
+                Some(_) => Appetite::Hungry,
+                None => Appetite::Waiting,
+            },
             Phase::Joining { .. } | Phase::Draining => Appetite::Waiting,
             Phase::Ended => Appetite::Over,
         }
@@ -161,7 +210,9 @@ impl Connection {
     /// When to call [`tick`](Connection::tick), if nothing else happens.
     pub(crate) fn deadline(&self) -> Option<u64> {
         match self.phase {
-            Phase::Opening { until } | Phase::Joining { until, .. } => Some(until),
+            Phase::Opening { until }
+            | Phase::Identifying { until, .. }
+            | Phase::Joining { until, .. } => Some(until),
             Phase::Serving => self.patience.map(|patience| self.last_heard + patience),
             Phase::Draining | Phase::Ended => None,
         }
@@ -186,6 +237,16 @@ impl Connection {
                 "the first packet is not CONNECT",
                 out,
             ),
+            (Phase::Identifying { .. }, Packet::Auth(auth)) => out.push(Output::Auth(auth)),
+            (Phase::Identifying { .. }, Packet::Disconnect(_)) => {
+                self.end_refused(ReasonCode::NORMAL_DISCONNECTION, "DISCONNECT", out);
+            }
+            // [MQTT-3.1.2-30]
+            (Phase::Identifying { .. }, _) => self.refuse(
+                ReasonCode::ProtocolError,
+                "neither AUTH nor DISCONNECT during an enhanced authentication",
+                out,
+            ),
             (Phase::Serving, packet) => self.serve(limits, packet, out),
             (Phase::Joining { .. } | Phase::Draining | Phase::Ended, _) => {}
         }
@@ -202,6 +263,11 @@ impl Connection {
         match (&self.phase, version) {
             (Phase::Opening { .. }, Some(version)) => {
                 self.version = version;
+                // What it takes could not be read.
+                self.problem_information = ProblemInformation::Unwanted;
+                self.refuse(error.reason(), detail, out);
+            }
+            (Phase::Identifying { .. } | Phase::Joining { .. }, _) => {
                 self.refuse(error.reason(), detail, out);
             }
             // Not MQTT as we know it. A client of another MQTT version is told in the words of 3.1.1
@@ -216,19 +282,19 @@ impl Connection {
         }
     }
 
-    /// The outside knows the client; CONNACK waits for [`admit`](Connection::admit).
-    pub(crate) fn identified(&mut self, assigned_client_id: Option<Utf8>) {
-        if let Phase::Joining { answer, .. } = &mut self.phase {
-            answer.properties.assigned_client_id = assigned_client_id;
+    /// The outside knows the client; CONNACK waits for [`admit`](Connection::admit). `amend` adds what
+    /// the session and the outside have to say.
+    pub(crate) fn identified(&mut self, amend: impl FnOnce(&mut ConnAck, Version)) {
+        match std::mem::replace(&mut self.phase, Phase::Ended) {
+            Phase::Identifying { until, mut answer } => {
+                amend(&mut answer, self.version);
+                self.phase = Phase::Joining { until, answer };
+            }
+            other => self.phase = other,
         }
     }
 
-    /// What will be published when the client goes without a word.
-    pub(crate) fn will(&self) -> Option<&Publish> {
-        self.will.as_deref()
-    }
-
-    /// The client identifier is free.
+    /// The session is as it must be.
     pub(crate) fn admit(&mut self, now: Moment, out: &mut Vec<Output>) {
         match std::mem::replace(&mut self.phase, Phase::Ended) {
             Phase::Joining { answer, .. } => {
@@ -247,6 +313,17 @@ impl Connection {
         detail: impl Into<Cow<'static, str>>,
         out: &mut Vec<Output>,
     ) {
+        self.refuse_naming(reason, detail, None, out);
+    }
+
+    /// Turns the CONNECT down and says where to go instead.
+    pub(crate) fn refuse_naming(
+        &mut self,
+        reason: ReasonCode,
+        detail: impl Into<Cow<'static, str>>,
+        server_reference: Option<Arc<str>>,
+        out: &mut Vec<Output>,
+    ) {
         if self.is_ended() {
             return;
         }
@@ -257,7 +334,13 @@ impl Connection {
             Version::V311 => reason.connect_return_code().map(|_| reason),
         };
         if let Some(said) = said {
-            out.push(Output::Send(ConnAck::refusal(said).into()));
+            let mut answer = ConnAck::refusal(said);
+            answer.properties.server_reference = server_reference.map(|server| (&*server).into());
+            if self.version == Version::V5 && self.problem_information == ProblemInformation::Wanted
+            {
+                answer.properties.reason_string = explanation(said);
+            }
+            out.push(Output::Send(answer.into()));
         }
         self.end_refused(reason, detail, out);
     }
@@ -272,7 +355,7 @@ impl Connection {
         match self.phase {
             Phase::Ended => {}
             Phase::Opening { .. } => self.end_refused(reason, detail, out),
-            Phase::Joining { .. } => {
+            Phase::Identifying { .. } | Phase::Joining { .. } => {
                 let reason = match reason {
                     ReasonCode::ServerShuttingDown => ReasonCode::ServerUnavailable,
                     other => other,
@@ -286,10 +369,20 @@ impl Connection {
                         ReasonCode::Banned => ReasonCode::AdministrativeAction,
                         _ => ReasonCode::UnspecifiedError,
                     };
-                    out.push(Output::Send(Disconnect::new(said).into()));
+                    let mut last = Disconnect::new(said);
+                    if self.problem_information == ProblemInformation::Wanted {
+                        last.properties.reason_string = explanation(said);
+                    }
+                    out.push(Output::Send(last.into()));
                 }
-                let will = self.will.take();
-                self.end(reason, EndedBy::Broker, detail.into(), will, out);
+                self.end(
+                    reason,
+                    EndedBy::Broker,
+                    detail.into(),
+                    WillFate::Due,
+                    None,
+                    out,
+                );
             }
         }
     }
@@ -298,19 +391,17 @@ impl Connection {
     pub(crate) fn lost(&mut self, detail: impl Into<Cow<'static, str>>, out: &mut Vec<Output>) {
         match self.phase {
             Phase::Ended => {}
-            Phase::Opening { .. } | Phase::Joining { .. } => {
+            Phase::Opening { .. } | Phase::Identifying { .. } | Phase::Joining { .. } => {
                 self.end_refused(ReasonCode::UnspecifiedError, detail, out);
             }
-            Phase::Serving | Phase::Draining => {
-                let will = self.will.take();
-                self.end(
-                    ReasonCode::UnspecifiedError,
-                    EndedBy::Network,
-                    detail.into(),
-                    will,
-                    out,
-                );
-            }
+            Phase::Serving | Phase::Draining => self.end(
+                ReasonCode::UnspecifiedError,
+                EndedBy::Network,
+                detail.into(),
+                WillFate::Due,
+                None,
+                out,
+            ),
         }
     }
 
@@ -332,10 +423,18 @@ impl Connection {
                 );
                 TimedOut::Connect
             }
+            Phase::Identifying { .. } => {
+                self.refuse(
+                    ReasonCode::NotAuthorized,
+                    "the authentication was not completed within the timeout",
+                    out,
+                );
+                TimedOut::Connect
+            }
             Phase::Joining { .. } => {
                 self.refuse(
                     ReasonCode::ServerBusy,
-                    "the connection to be taken over did not end in time",
+                    "the store did not take the session in time",
                     out,
                 );
                 TimedOut::Connect
@@ -352,86 +451,72 @@ impl Connection {
         }
     }
 
-    /// Reads nothing more and closes as soon as no PUBACK is owed.
-    pub(crate) fn drain(&mut self, out: &mut Vec<Output>) {
-        if matches!(self.phase, Phase::Serving) && !self.owed.is_empty() {
-            self.phase = Phase::Draining;
-        } else if !matches!(self.phase, Phase::Draining) {
-            self.close(ReasonCode::ServerShuttingDown, "the broker stops", out);
+    /// Reads nothing more and closes as soon as no answer is owed.
+    pub(crate) fn drain(&mut self, answers: Answers, out: &mut Vec<Output>) {
+        match (&self.phase, answers) {
+            (Phase::Serving | Phase::Draining, Answers::Owed) => self.phase = Phase::Draining,
+            _ => self.close(ReasonCode::ServerShuttingDown, "the broker stops", out),
         }
     }
 
-    /// The outcome of a received QoS 1 message is known.
-    pub(crate) fn decide(&mut self, receipt: Receipt, outcome: ReasonCode, out: &mut Vec<Output>) {
-        if !self.is_serving() || receipt == Receipt::NONE {
-            return;
+    /// An answer to a QoS 1 or 2 message left: `last` says whether it was the last of its exchange.
+    pub(crate) fn answered(&mut self, last: LastWord) {
+        // Of an MQTT 3.1.1 client nothing would be read while too many are unanswered, and PUBREL must
+        // be: there PUBREC counts.
+        let counts = match self.version {
+            Version::V5 => last != LastWord::No,
+            Version::V311 => last != LastWord::Completes,
+        };
+        if counts {
+            self.unanswered = self.unanswered.saturating_sub(1);
         }
-        if outcome.is_error() && self.version == Version::V311 {
-            // PUBACK of 3.1.1 cannot say no: close instead [MQTT-3.3.5-2]. The client will send the
-            // message again when it is back.
-            self.close(outcome, "a message was not accepted", out);
-            return;
-        }
-        self.owed.decide(receipt, outcome);
-        while let Some((packet_id, outcome)) = self.owed.next_due() {
-            let reason = match outcome.fits(PacketType::PubAck) {
-                true => outcome,
-                false => ReasonCode::ImplementationSpecificError,
-            };
-            out.push(Output::Send(PubAck::new(packet_id, reason).into()));
-        }
-        if matches!(self.phase, Phase::Draining) && self.owed.is_empty() {
-            self.close(ReasonCode::ServerShuttingDown, "the broker stops", out);
-        }
+    }
+
+    /// A repeated message is answered with the first one.
+    pub(crate) fn repeated(&mut self) {
+        self.unanswered = self.unanswered.saturating_sub(1);
     }
 
     fn connect(
         &mut self,
         now: Moment,
         limits: &Limits,
-        mut connect: Box<Connect>,
+        connect: Box<Connect>,
         out: &mut Vec<Output>,
     ) {
         self.version = connect.version;
-        if connect.properties.authentication_method.is_some() {
+        if connect.will.as_ref().is_some_and(|will| will.retain)
+            && limits.retain == Retain::Unavailable
+        {
+            // [MQTT-3.2.2-13]
             return self.refuse(
-                ReasonCode::BadAuthenticationMethod,
-                "enhanced authentication is not offered",
+                ReasonCode::RetainNotSupported,
+                "the will is to be retained",
                 out,
             );
         }
-        match &connect.will {
-            Some(will) if will.qos == QoS::ExactlyOnce => {
-                // [MQTT-3.2.2-12]
-                return self.refuse(ReasonCode::QoSNotSupported, "the will has QoS 2", out);
-            }
-            Some(will) if will.retain => {
-                // [MQTT-3.2.2-13]
-                return self.refuse(
-                    ReasonCode::RetainNotSupported,
-                    "the will is to be retained",
-                    out,
-                );
-            }
-            _ => {}
-        }
-        if connect.version == Version::V311 && connect.client_id.is_empty() && !connect.clean_start
-        {
+        if connect.client_id.is_empty() && !connect.clean_start {
+            // [MQTT-3.1.3-8] of 3.1.1; and what would it be that an MQTT 5 client without a name
+            // takes up again?
             return self.refuse(
                 ReasonCode::ClientIdentifierNotValid,
-                "an empty client identifier needs a clean session",
+                "an empty client identifier needs a clean start",
                 out,
             );
         }
-        self.will = connect
-            .will
-            .take()
-            .map(|will| Box::new(will::message(&will)));
         if connect.properties.session_expiry_interval.unwrap_or(0) > 0 {
             self.session_expiry = SessionExpiry::Asked;
         }
+        if connect.properties.request_problem_information == Some(false) {
+            self.problem_information = ProblemInformation::Unwanted;
+        }
+        self.auth_method = connect
+            .properties
+            .authentication_method
+            .as_ref()
+            .map(Utf8::detached);
         let keep_alive = self.agree_keep_alive(connect.keep_alive, limits);
-        self.phase = Phase::Joining {
+        self.phase = Phase::Identifying {
             until: now.tick + limits.connect_timeout.as_millis() as u64,
             answer: Box::new(self.answer(keep_alive, limits)),
         };
@@ -452,22 +537,20 @@ impl Connection {
         told
     }
 
-    /// CONNACK with all that this broker does not do.
+    /// CONNACK as far as it does not depend on the session.
     fn answer(&self, server_keep_alive: Option<u16>, limits: &Limits) -> ConnAck {
         let properties = match self.version {
             Version::V311 => ConnAckProperties::default(),
             Version::V5 => ConnAckProperties {
-                session_expiry_interval: match self.session_expiry {
-                    SessionExpiry::Zero => None,
-                    SessionExpiry::Asked => Some(0),
-                },
                 receive_maximum: limits.max_inflight.try_into().ok(),
-                maximum_qos: Some(QoS::AtLeastOnce),
-                retain_available: Some(false),
+                retain_available: match limits.retain {
+                    Retain::Available => None,
+                    Retain::Unavailable => Some(false),
+                },
                 maximum_packet_size: limits.max_packet_size.try_into().ok(),
                 topic_alias_maximum: Some(limits.topic_alias_maximum),
-                shared_subscription_available: Some(false),
                 server_keep_alive,
+                authentication_method: self.auth_method.clone(),
                 ..ConnAckProperties::default()
             },
         };
@@ -486,29 +569,19 @@ impl Connection {
             Packet::Unsubscribe(unsubscribe) => out.push(Output::Unsubscribe(unsubscribe)),
             Packet::PingReq => out.push(Output::Send(Packet::PingResp)),
             Packet::Disconnect(disconnect) => self.disconnect(&disconnect, out),
-            // No message of QoS 2 was ever accepted or sent, so none of these is known. A client
-            // that carries them over from an earlier server is let off its exchange
-            // [MQTT-4.3.3]; 0x92 says so.
-            Packet::PubRel(release) => {
-                let reason = ReasonCode::PacketIdentifierNotFound;
-                out.push(Output::Send(match self.version {
-                    Version::V5 => PubComp::new(release.packet_id, reason).into(),
-                    Version::V311 => PubComp::success(release.packet_id).into(),
-                }));
-            }
             Packet::PubRec(received) => {
-                let reason = ReasonCode::PacketIdentifierNotFound;
-                out.push(Output::Send(match self.version {
-                    Version::V5 => PubRel::new(received.packet_id, reason).into(),
-                    Version::V311 => PubRel::success(received.packet_id).into(),
-                }));
+                out.push(Output::Delivered(received.packet_id, received.reason));
             }
-            Packet::PubComp(_) => {}
-            Packet::Auth(_) => self.close(
-                ReasonCode::ProtocolError,
-                "AUTH without an authentication method in CONNECT",
-                out,
-            ),
+            Packet::PubRel(release) => out.push(Output::Release(release.packet_id)),
+            Packet::PubComp(complete) => out.push(Output::Completed(complete.packet_id)),
+            Packet::Auth(auth) => match &self.auth_method {
+                None => self.close(
+                    ReasonCode::ProtocolError,
+                    "AUTH without an authentication method in CONNECT",
+                    out,
+                ),
+                Some(_) => out.push(Output::Auth(auth)),
+            },
             // The codec refuses these from a client.
             Packet::Connect(_)
             | Packet::ConnAck(_)
@@ -524,36 +597,24 @@ impl Connection {
         if let Err((reason, detail)) = self.resolve_alias(limits, &mut publish) {
             return self.close(reason, detail, out);
         }
-        if publish.retain {
+        if publish.retain && limits.retain == Retain::Unavailable {
             return self.close(
                 ReasonCode::RetainNotSupported,
                 "PUBLISH with RETAIN, which CONNACK said is not available",
                 out,
             );
         }
-        let receipt = match (publish.qos, publish.packet_id) {
-            (QoS::AtMostOnce, _) => Receipt::NONE,
-            (QoS::AtLeastOnce, Some(packet_id)) => {
-                if self.version == Version::V5
-                    && self.owed.len() >= usize::from(limits.max_inflight)
-                {
-                    return self.close(
-                        ReasonCode::ReceiveMaximumExceeded,
-                        "more unacknowledged messages than the receive maximum",
-                        out,
-                    );
-                }
-                self.owed.received(packet_id)
-            }
-            (QoS::AtLeastOnce, None) | (QoS::ExactlyOnce, _) => {
+        if publish.qos > QoS::AtMostOnce {
+            if self.version == Version::V5 && self.unanswered >= limits.max_inflight {
                 return self.close(
-                    ReasonCode::QoSNotSupported,
-                    "PUBLISH with QoS 2, which CONNACK said is not available",
+                    ReasonCode::ReceiveMaximumExceeded,
+                    "more unacknowledged messages than the receive maximum",
                     out,
                 );
             }
-        };
-        out.push(Output::Publish(publish, receipt));
+            self.unanswered = self.unanswered.saturating_add(1);
+        }
+        out.push(Output::Publish(publish));
     }
 
     /// Puts the topic in place of its alias, or remembers a new alias (section 3.3.2.3.4).
@@ -597,16 +658,16 @@ impl Connection {
                 out,
             );
         }
-        // [MQTT-3.14.4-3]
         let will = match disconnect.reason {
-            ReasonCode::NORMAL_DISCONNECTION => None,
-            _ => self.will.take(),
+            ReasonCode::NORMAL_DISCONNECTION => WillFate::Discarded,
+            _ => WillFate::Due,
         };
         self.end(
             disconnect.reason,
             EndedBy::Client,
             "DISCONNECT".into(),
             will,
+            disconnect.properties.session_expiry_interval,
             out,
         );
     }
@@ -617,7 +678,15 @@ impl Connection {
         detail: impl Into<Cow<'static, str>>,
         out: &mut Vec<Output>,
     ) {
-        self.end(reason, EndedBy::Refusal, detail.into(), None, out);
+        let detail = detail.into();
+        self.end(
+            reason,
+            EndedBy::Refusal,
+            detail,
+            WillFate::Discarded,
+            None,
+            out,
+        );
     }
 
     fn end(
@@ -625,20 +694,63 @@ impl Connection {
         reason: ReasonCode,
         by: EndedBy,
         detail: Cow<'static, str>,
-        will: Option<Box<Publish>>,
+        will: WillFate,
+        session_expiry: Option<u32>,
         out: &mut Vec<Output>,
     ) {
         self.phase = Phase::Ended;
-        self.will = None;
         self.aliases = Vec::new();
-        self.owed = Owed::default();
         out.push(Output::End(End {
             reason,
             by,
             detail,
             will,
+            session_expiry,
         }));
     }
+}
+
+/// Whether answers are owed to a publisher.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answers {
+    Owed,
+    Settled,
+}
+
+/// Whether an answer is the last one of its exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LastWord {
+    /// PUBREC with success.
+    No,
+    /// PUBACK, or PUBREC with an error.
+    Yes,
+    /// PUBCOMP, after a PUBREC.
+    Completes,
+}
+
+/// What to do about the end of a connection, for whoever reads the client's log. What exactly happened
+/// is for the operator's log alone: it may tell of others.
+fn explanation(reason: ReasonCode) -> Option<Utf8> {
+    let text = match reason {
+        ReasonCode::NotAuthorized => "this client may not connect, or not like this",
+        ReasonCode::BadUserNameOrPassword => "user name or password is wrong",
+        ReasonCode::BadAuthenticationMethod => "this authentication method is not offered here",
+        ReasonCode::ClientIdentifierNotValid => "this client identifier cannot be used",
+        ReasonCode::RetainNotSupported => "messages are not retained here",
+        ReasonCode::QuotaExceeded => "a limit of the server is reached; see its documentation",
+        ReasonCode::ServerBusy | ReasonCode::ServerUnavailable => "try again in a while",
+        ReasonCode::ServerShuttingDown => "the server stops; connect again in a while",
+        ReasonCode::SessionTakenOver => "another connection uses this client identifier",
+        ReasonCode::KeepAliveTimeout => "nothing came for one and a half times the keep-alive",
+        ReasonCode::PacketTooLarge => "a packet is larger than the maximum packet size",
+        ReasonCode::ReceiveMaximumExceeded => "more messages unanswered than the receive maximum",
+        ReasonCode::TopicAliasInvalid => "a topic alias is above the maximum",
+        ReasonCode::MalformedPacket => "a packet cannot be read",
+        ReasonCode::ProtocolError => "a packet does not belong here",
+        ReasonCode::AdministrativeAction => "the operator ended the connection",
+        _ => return None,
+    };
+    Some(Utf8::from_static(text))
 }
 
 /// What a tick found.

@@ -1,86 +1,414 @@
-//! From one message to its receivers: match, encode once per layout, hand out.
+//! From one message to its receivers: match, encode once per layout, keep once if anybody waits.
 //!
 //! A thousand receivers that differ in nothing but their packet id share one frame. What differs
-//! is the protocol version, the QoS and the subscription identifier; most messages need one layout,
-//! few more than two.
+//! is the protocol version, the QoS, RETAIN and the subscription identifiers; most messages need one
+//! layout, few more than two. For stored sessions the message is kept besides: one record, one
+//! allocation, whatever their number.
 
-use std::sync::RwLock;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use mqtt::{Publish, QoS, Version};
+use journal::Batch;
+use mqtt::{Publish, QoS};
 
-use super::filter_index::{FilterIndex, Matches};
-use super::frame::Frame;
-use super::{ConnectionId, Moment};
+use super::Moment;
+use super::delivery::{Access, Counted, Delivery, Recorded};
+use super::exchange::{Exchange, Share};
+use super::filter_index::Matches;
+use super::format::Owner;
+use super::frame::{Frame, Layout, SubscriptionIds};
+use super::mailbox::Post;
+use super::message::{Message, Priority};
+use super::planted::planted;
+use super::share::Choice;
+use super::slots::SessionId;
+use super::subscriber::{RetainFlag, Subscriber, TRANSIENT};
+use crate::limits::Overflow;
+use crate::stats::Counters;
+
+/// Members of a shared subscription asked for room before a message is refused.
+const MEMBERS_ASKED: usize = 16;
 
 /// Working memory of fan-outs, reused from message to message.
 #[derive(Debug, Default)]
 pub(crate) struct Fanout {
     matches: Matches,
+    shares: Vec<Arc<Share>>,
     frames: Vec<(Layout, Frame)>,
+    /// Sessions whose queue was full.
+    full: Vec<SessionId>,
+    /// Shares where the message waits behind others although a member is online.
+    behind: Vec<Arc<Share>>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Layout {
-    version: Version,
-    qos: QoS,
-    subscription: u32,
+/// Who published.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Publisher {
+    /// Its session, for No Local.
+    pub(crate) session: Option<SessionId>,
+    /// A hash of its client identifier, for shared subscriptions that stick to publishers.
+    pub(crate) hash: u64,
+}
+
+impl Publisher {
+    /// The program itself.
+    pub(crate) const OUTSIDE: Publisher = Publisher {
+        session: None,
+        hash: 0,
+    };
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Routed {
+    /// Deliveries made of it, those that wait included.
+    pub(crate) receivers: usize,
+    /// Stored sessions that would have got it, had there been room.
+    pub(crate) refused: usize,
+}
+
+/// What all deliveries of one message need.
+struct Routing<'a> {
+    exchange: &'a Exchange,
+    publish: &'a Publish,
+    /// Made when the first one needs it.
+    kept: Option<Arc<Message>>,
+    since: i64,
+    now: Moment,
+    counters: &'a Counters,
+    batch: &'a mut Batch,
+    frames: &'a mut Vec<(Layout, Frame)>,
+    full: &'a mut Vec<SessionId>,
+    behind: &'a mut Vec<Arc<Share>>,
+    routed: Routed,
 }
 
 impl Fanout {
-    /// Calls `deliver` for every receiver of a message, whose payload gets memory of its own if there
-    /// is one. Returns their number.
+    /// The sessions whose queue the last message found full: what has expired there should go.
+    pub(crate) fn full(&mut self) -> impl Iterator<Item = SessionId> {
+        self.full.drain(..)
+    }
+
+    /// The shares where the last message waits behind others: their members may have room by now.
+    pub(crate) fn behind(&mut self) -> Vec<Arc<Share>> {
+        std::mem::take(&mut self.behind)
+    }
+
+    /// Makes a delivery for every receiver of a message and appends it to `posts`. What it keeps of
+    /// the message gets memory of its own; `kept` is the message if it is kept already.
+    #[allow(clippy::too_many_arguments)] // the parts of a shard, borrowed apart
     pub(crate) fn route(
         &mut self,
-        index: &RwLock<FilterIndex>,
+        exchange: &Exchange,
         publish: &mut Publish,
-        from: Option<ConnectionId>,
+        from: Publisher,
+        kept: Option<&Arc<Message>>,
         now: Moment,
-        mut deliver: impl FnMut(ConnectionId, &Frame),
-    ) -> usize {
-        // The lock is held for the match alone; encoding and delivery work on the copy.
-        index
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .find(&publish.topic, from, &mut self.matches);
-        if self.matches.found.is_empty() {
-            return 0;
+        counters: &Counters,
+        batch: &mut Batch,
+        posts: &mut Vec<Post>,
+    ) -> Routed {
+        self.shares.clear();
+        self.full.clear();
+        self.behind.clear();
+        {
+            // The lock is held for the match alone; encoding and delivery work on the copy.
+            let subscriptions = exchange.subscriptions();
+            if subscriptions.has_shares() {
+                subscriptions
+                    .shared
+                    .find(&publish.topic, None, &mut self.matches);
+                for (found, _) in self.matches.iter() {
+                    self.shares.extend(subscriptions.share_at(found).cloned());
+                }
+            }
+            subscriptions
+                .own
+                .find(&publish.topic, from.session, &mut self.matches);
+        }
+        if self.matches.is_empty() && self.shares.is_empty() {
+            return Routed::default();
         }
         // The payload is a slice of the publisher's read buffer; frames may wait for long.
         publish.payload = Bytes::copy_from_slice(&publish.payload);
-        let mut delivered = 0;
-        for receiver in &self.matches.found {
-            let layout = Layout {
-                version: receiver.version,
-                qos: receiver.granted.min(publish.qos),
-                subscription: receiver.id,
-            };
-            let known = self.frames.iter().position(|(known, _)| *known == layout);
-            let place = match known {
-                Some(place) => place,
-                None => {
-                    let Layout {
-                        version,
-                        qos,
-                        subscription,
-                    } = layout;
-                    let frame = match Frame::encode(publish, version, qos, subscription, now) {
-                        Ok(frame) => frame,
-                        // What came in through the codec goes out through it; only a message of
-                        // the program itself can be unsayable.
-                        Err(error) => {
-                            tracing::warn!(event = "publish.unencodable", %error);
-                            continue;
-                        }
-                    };
-                    self.frames.push((layout, frame));
-                    self.frames.len() - 1
-                }
-            };
-            deliver(receiver.to, &self.frames[place].1);
-            delivered += 1;
+        let mut routing = Routing {
+            exchange,
+            publish,
+            kept: kept.cloned(),
+            since: match planted!(exchange, ExpiryNotCountedDown) {
+                true => i64::MAX / 2,
+                false => now.tick as i64,
+            },
+            now,
+            counters,
+            batch,
+            frames: &mut self.frames,
+            full: &mut self.full,
+            behind: &mut self.behind,
+            routed: Routed::default(),
+        };
+        for (receiver, ids) in self.matches.iter() {
+            if let Some(post) = routing.deliver(receiver, ids) {
+                posts.push(post);
+            }
         }
+        for share in &self.shares {
+            if let Some(post) = routing.share(share, from.hash) {
+                posts.push(post);
+            }
+        }
+        let routed = routing.routed;
         self.frames.clear();
-        delivered
+        routed
+    }
+}
+
+impl Routing<'_> {
+    /// A delivery to a session that subscribed for itself.
+    fn deliver(&mut self, receiver: Subscriber, ids: SubscriptionIds) -> Option<Post> {
+        let layout = self.layout(receiver, ids);
+        if layout.qos == QoS::AtMostOnce || receiver.session == TRANSIENT {
+            let frame = self.frame(&layout)?;
+            return Some(self.post(receiver.to, Owner::Share, layout, Some(frame), None));
+        }
+        let Some(message) = self.kept() else {
+            self.refuse_store_full();
+            return None;
+        };
+        let gauge = self.exchange.gauge(receiver.to);
+        let limits = &self.exchange.limits;
+        match limits.overflow {
+            Overflow::RefuseNew => {
+                if planted!(self.exchange, QueueUnbounded) {
+                    gauge.add(message.len());
+                } else if !gauge.reserve(message.len(), limits.max_queued, limits.max_queued_bytes)
+                {
+                    self.refuse_new(receiver.to);
+                    return None;
+                }
+            }
+            // Room is made by the session itself.
+            Overflow::DropOldest => gauge.add(message.len()),
+            Overflow::DropLowestPriority => {
+                let fits = (gauge.messages() as usize) < limits.max_queued
+                    && gauge.bytes() + message.len() <= limits.max_queued_bytes;
+                if !fits && message.priority == Priority::Low && gauge.droppable() == 0 {
+                    self.refuse_new(receiver.to);
+                    return None;
+                }
+                gauge.add(message.len());
+            }
+        }
+        let frame = self.frame(&layout);
+        let owner = Owner::Session(receiver.session);
+        let mut post = self.post(
+            receiver.to,
+            owner,
+            layout,
+            frame,
+            Some(Arc::clone(&message)),
+        );
+        post.delivery.record = self.exchange.next_record();
+        post.delivery.count_in(gauge, message.len());
+        Some(post)
+    }
+
+    /// A delivery to one member of a shared subscription.
+    fn share(&mut self, share: &Arc<Share>, publisher: u64) -> Option<Post> {
+        let mut group = share.group();
+        let exchange = self.exchange;
+        let in_flight = |member| exchange.gauge(member).messages();
+        let mut chosen = group.choose(publisher, in_flight);
+        // The queue of one member may be full; the next one has its turn then.
+        let size = self.publish.payload.len() + self.publish.topic.len();
+        for _ in 0..group.members().min(MEMBERS_ASKED) {
+            match chosen {
+                Choice::Member(id, member) if !exchange.has_room(member, size) => {
+                    chosen = group.choose_other(id, publisher, in_flight);
+                }
+                _ => break,
+            }
+        }
+        let can_wait = group.can_wait();
+        // Behind what waits already, whoever is there: until members have room for it.
+        let queues = can_wait && self.publish.qos > QoS::AtMostOnce && group.waiting() > 0;
+        let member = match chosen {
+            Choice::Member(_, member) if !queues => Some(member),
+            _ => None,
+        };
+        let Some(member) = member else {
+            if can_wait && self.publish.qos > QoS::AtMostOnce {
+                // Under the lock: whoever comes finds it.
+                if let Some(delivery) = self.wait(share, group.waiting()) {
+                    group.wait(delivery);
+                }
+                if matches!(chosen, Choice::Member(..)) {
+                    self.behind.push(Arc::clone(share));
+                }
+            }
+            return None;
+        };
+        drop(group);
+        let layout = self.layout(member, SubscriptionIds::one(member.id));
+        let frame = self.frame(&layout);
+        if layout.qos == QoS::AtMostOnce {
+            let mut post = self.post(member.to, Owner::Share, layout, Some(frame?), None);
+            post.delivery.share = Some(Arc::clone(share));
+            return Some(post);
+        }
+        let stores = match layout.qos {
+            // What a transient member was sent at QoS 2 is its own, and ends with it [MQTT-4.8.2-5].
+            QoS::ExactlyOnce => member.session != TRANSIENT,
+            _ => can_wait,
+        };
+        let message = match stores {
+            true => self.kept(),
+            // For another member, should this one go.
+            false => self.unstored(),
+        };
+        let Some(message) = message else {
+            self.refuse_store_full();
+            return None;
+        };
+        let limits = &exchange.limits;
+        let gauge = exchange.gauge(member.to);
+        if member.session == TRANSIENT || limits.overflow != Overflow::RefuseNew {
+            gauge.add(message.len());
+        } else if !gauge.reserve(message.len(), limits.max_queued, limits.max_queued_bytes) {
+            self.refuse_new(member.to);
+            return None;
+        }
+        let owner = match member.session {
+            TRANSIENT => Owner::Share,
+            session => Owner::Session(session),
+        };
+        let size = message.len();
+        let mut post = self.post(member.to, owner, layout, frame, Some(message));
+        if stores {
+            post.delivery.record = exchange.next_record();
+        }
+        post.delivery.count_in(gauge, size);
+        post.delivery.share = Some(Arc::clone(share));
+        Some(post)
+    }
+
+    /// Keeps the message for whichever member comes first: all are away.
+    fn wait(&mut self, share: &Arc<Share>, waiting: usize) -> Option<Delivery> {
+        if waiting >= self.exchange.limits.max_queued {
+            self.counters.dropped_refused_new.one();
+            self.routed.refused += 1;
+            return None;
+        }
+        let Some(message) = self.kept() else {
+            self.refuse_store_full();
+            return None;
+        };
+        let mut delivery = Delivery {
+            record: self.exchange.next_record(),
+            message: Some(message),
+            // What it will be granted is known when it is known to whom it goes.
+            qos: self.publish.qos,
+            share: Some(Arc::clone(share)),
+            access: Access::Check,
+            ..Delivery::empty()
+        };
+        delivery.put_waiting(Owner::Share, self.batch);
+        self.counters.deliveries_stored.one();
+        self.routed.receivers += 1;
+        Some(delivery)
+    }
+
+    fn layout(&self, receiver: Subscriber, ids: SubscriptionIds) -> Layout {
+        Layout {
+            version: receiver.version,
+            qos: receiver.granted.min(self.publish.qos),
+            retain: self.publish.retain && receiver.retain == RetainFlag::AsPublished,
+            ids,
+        }
+    }
+
+    fn post(
+        &mut self,
+        to: SessionId,
+        owner: Owner,
+        layout: Layout,
+        frame: Option<Frame>,
+        message: Option<Arc<Message>>,
+    ) -> Post {
+        self.routed.receivers += 1;
+        Post {
+            to,
+            owner,
+            delivery: Delivery {
+                record: TRANSIENT,
+                frame,
+                message,
+                qos: layout.qos,
+                retain: layout.retain,
+                ids: layout.ids,
+                share: None,
+                access: Access::Current,
+                counted: Counted::No,
+                recorded: Recorded::No,
+            },
+        }
+    }
+
+    fn frame(&mut self, layout: &Layout) -> Option<Frame> {
+        if let Some((_, frame)) = self.frames.iter().find(|(known, _)| known == layout) {
+            return Some(frame.clone());
+        }
+        match Frame::encode(self.publish, layout, self.since) {
+            Ok(frame) => {
+                self.frames.push((layout.clone(), frame.clone()));
+                Some(frame)
+            }
+            // What came in through the codec goes out through it; only a message of the program
+            // itself can be unsayable.
+            Err(error) => {
+                tracing::warn!(event = "publish.unencodable", %error);
+                None
+            }
+        }
+    }
+
+    /// The message, kept in the store; `None` if there is no room for it.
+    fn kept(&mut self) -> Option<Arc<Message>> {
+        if let Some(kept) = &self.kept
+            && kept.is_stored()
+        {
+            return Some(Arc::clone(kept));
+        }
+        if !self.exchange.takes_messages(self.publish.payload.len()) {
+            return None;
+        }
+        let record = self.exchange.next_record();
+        let message = Message::new(record, self.publish, self.since, &self.exchange.trash).ok()?;
+        message.put(self.now.wall_us, self.batch);
+        self.kept = Some(Arc::clone(&message));
+        Some(message)
+    }
+
+    /// The message, kept in memory.
+    fn unstored(&mut self) -> Option<Arc<Message>> {
+        if self.kept.is_none() {
+            let message =
+                Message::new(TRANSIENT, self.publish, self.since, &self.exchange.trash).ok()?;
+            self.kept = Some(message);
+        }
+        self.kept.clone()
+    }
+
+    fn refuse_new(&mut self, to: SessionId) {
+        if !planted!(self.exchange, OverflowUncounted) {
+            self.counters.dropped_refused_new.one();
+        }
+        self.routed.refused += 1;
+        self.full.push(to);
+    }
+
+    fn refuse_store_full(&mut self) {
+        self.counters.dropped_store_full.one();
+        self.routed.refused += 1;
     }
 }

@@ -13,7 +13,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::ConnectionId;
+use mqtt::Version;
+
+use super::frame::SubscriptionIds;
+use super::slots::SessionId;
 use super::subscriber::{OwnMessages, Placed, Subscriber, Subscribers};
 
 /// All subscriptions of the broker.
@@ -27,10 +30,31 @@ pub(crate) struct FilterIndex {
 /// Memory that matching needs, kept by the caller so that no match allocates.
 #[derive(Debug, Default)]
 pub(crate) struct Matches {
-    /// Who gets the message: at most one entry per connection and subscription identifier.
-    pub(crate) found: Vec<Subscriber>,
+    /// Who gets the message, each once.
+    found: Vec<Subscriber>,
+    /// Those in `found`, by position, whose subscriptions have more than one identifier.
+    several: Vec<(usize, SubscriptionIds)>,
     /// Nodes still to visit, with the position in the topic of the level to compare next.
     stack: Vec<(u32, usize)>,
+}
+
+impl Matches {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    /// Who gets the message, each once, with the identifiers of all its subscriptions that match
+    /// [MQTT-3.3.4-4].
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Subscriber, SubscriptionIds)> {
+        let mut several = self.several.iter().peekable();
+        (0..).zip(&self.found).map(move |(place, subscriber)| {
+            let ids = match several.next_if(|(at, _)| *at == place) {
+                Some((_, ids)) => ids.clone(),
+                None => SubscriptionIds::one(subscriber.id),
+            };
+            (*subscriber, ids)
+        })
+    }
 }
 
 impl FilterIndex {
@@ -58,8 +82,19 @@ impl FilterIndex {
         placed
     }
 
+    /// The session's client speaks another version now.
+    pub(crate) fn set_version(&mut self, filter: &str, who: SessionId, version: Version) {
+        let set = match has_wildcards(filter) {
+            true => Some(self.wild.place(filter)),
+            false => self.exact.get_mut(filter),
+        };
+        if let Some(subscriber) = set.and_then(|set| set.get_mut(who)) {
+            subscriber.version = version;
+        }
+    }
+
     /// Removes a subscription; says whether it existed.
-    pub(crate) fn unsubscribe(&mut self, filter: &str, who: ConnectionId) -> bool {
+    pub(crate) fn unsubscribe(&mut self, filter: &str, who: SessionId) -> bool {
         let removed = if has_wildcards(filter) {
             self.wild.remove(filter, who)
         } else {
@@ -78,14 +113,18 @@ impl FilterIndex {
         removed
     }
 
-    /// Puts everyone who gets a message on `topic`, published by `from`, into `matches.found`.
+    /// Finds everyone who gets a message on `topic`, published by `from`.
     ///
-    /// A connection with several matching subscriptions gets one copy with the best granted QoS
-    /// [MQTT-3.3.4-2]; one copy for each identifier if they carry different ones, which section
-    /// 3.3.4 leaves to the server.
-    pub(crate) fn find(&self, topic: &str, from: Option<ConnectionId>, matches: &mut Matches) {
-        let Matches { found, stack } = matches;
+    /// A session with several matching subscriptions gets one copy with the best granted QoS
+    /// [MQTT-3.3.4-2] and all their identifiers.
+    pub(crate) fn find(&self, topic: &str, from: Option<SessionId>, matches: &mut Matches) {
+        let Matches {
+            found,
+            several,
+            stack,
+        } = matches;
         found.clear();
+        several.clear();
         let mut sets = 0;
         if let Some(set) = self.exact.get(topic) {
             found.extend_from_slice(set.as_slice());
@@ -99,22 +138,39 @@ impl FilterIndex {
             found.retain(|s| s.own == OwnMessages::Deliver || s.to != from);
         }
         if sets > 1 && found.len() > 1 {
-            merge(found);
+            merge(found, several);
         }
     }
 }
 
-/// Leaves one entry per connection and identifier.
-fn merge(found: &mut Vec<Subscriber>) {
-    // Within a connection, entries without identifier come last and join the one before.
-    found.sort_unstable_by_key(|s| (s.to, std::cmp::Reverse(s.id)));
-    found.dedup_by(|next, kept| {
-        let same = next.to == kept.to && (next.id == kept.id || next.id == 0);
-        if same {
-            kept.granted = kept.granted.max(next.granted);
+/// Leaves one entry per session.
+fn merge(found: &mut Vec<Subscriber>, several: &mut Vec<(usize, SubscriptionIds)>) {
+    found.sort_unstable_by_key(|s| (s.to, s.id));
+    let mut kept = 0;
+    for next in 1..found.len() {
+        let subscriber = found[next];
+        let last = &mut found[kept];
+        if last.to != subscriber.to {
+            kept += 1;
+            found[kept] = subscriber;
+            continue;
         }
-        same
-    });
+        last.granted = last.granted.max(subscriber.granted);
+        last.retain = last.retain.max(subscriber.retain);
+        if last.id == 0 {
+            last.id = subscriber.id;
+        } else if subscriber.id != last.id {
+            match several.last_mut() {
+                Some((place, ids)) if *place == kept => ids.add(subscriber.id),
+                _ => {
+                    let mut ids = SubscriptionIds::one(last.id);
+                    ids.add(subscriber.id);
+                    several.push((kept, ids));
+                }
+            }
+        }
+    }
+    found.truncate(kept + 1);
 }
 
 fn has_wildcards(filter: &str) -> bool {
@@ -188,7 +244,7 @@ impl Trie {
         &mut self.nodes[at as usize].here
     }
 
-    fn remove(&mut self, filter: &str, who: ConnectionId) -> bool {
+    fn remove(&mut self, filter: &str, who: SessionId) -> bool {
         let mut path = vec![ROOT];
         let mut at = ROOT;
         let mut removed = None;
@@ -281,19 +337,20 @@ impl Trie {
 
 #[cfg(test)]
 mod tests {
-    use mqtt::{QoS, TopicFilter, Version};
+    use mqtt::{QoS, TopicFilter};
     use proptest::prelude::*;
 
-    use super::super::subscriber::RetainFlag;
+    use super::super::subscriber::{RetainFlag, TRANSIENT};
     use super::*;
 
-    fn who(slot: u32) -> ConnectionId {
-        ConnectionId::new(0, slot, 0)
+    fn who(slot: u32) -> SessionId {
+        SessionId::new(0, slot, 0)
     }
 
     fn subscriber(slot: u32) -> Subscriber {
         Subscriber {
             to: who(slot),
+            session: TRANSIENT,
             id: 0,
             granted: QoS::AtMostOnce,
             version: Version::V5,
@@ -380,18 +437,25 @@ mod tests {
     }
 
     #[test]
-    fn different_subscription_identifiers_each_get_their_copy() {
+    fn one_copy_carries_the_identifiers_of_all_subscriptions_that_match() {
         let mut index = FilterIndex::default();
-        for (filter, id) in [("a/b", 7), ("a/+", 9), ("a/#", 0), ("+/b", 7)] {
+        for (filter, id) in [("a/b", 9), ("a/+", 7), ("a/#", 0), ("+/b", 9), ("#", 8)] {
             let mut one = subscriber(1);
             one.id = id;
             index.subscribe(&Arc::from(filter), one);
         }
+        for (filter, id) in [("a/b", 0), ("a/+", 3), ("#", 3)] {
+            let mut other = subscriber(2);
+            other.id = id;
+            index.subscribe(&Arc::from(filter), other);
+        }
         let mut matches = Matches::default();
         index.find("a/b", None, &mut matches);
-        let mut ids: Vec<u32> = matches.found.iter().map(|s| s.id).collect();
-        ids.sort_unstable();
-        assert_eq!(ids, [7, 9]);
+        let found: Vec<(u32, Vec<u32>)> = matches
+            .iter()
+            .map(|(s, ids)| (s.to.slot(), ids.as_slice().to_vec()))
+            .collect();
+        assert_eq!(found, [(1, vec![7, 8, 9]), (2, vec![3])]);
     }
 
     #[test]

@@ -3,14 +3,17 @@
 //! Its bytes are its own: it does not keep the publisher's read buffer alive, however long it waits
 //! in a slow receiver's queue.
 
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use bytes::BytesMut;
 use mqtt::{
-    Attempt, EncodeError, Layout, PacketId, Publish, PublishFrame, QoS, SubscriptionId, Version,
+    AliasedTopic, Attempt, EncodeError, PacketId, Publish, PublishFrame, QoS, SubscriptionId,
+    Version,
 };
 
 use super::Moment;
+use super::message::is_expired;
 
 /// A PUBLISH ready to be written; cloning shares it.
 #[derive(Debug, Clone)]
@@ -19,48 +22,110 @@ pub(crate) struct Frame(Arc<Encoded>);
 #[derive(Debug)]
 struct Encoded {
     frame: PublishFrame,
+    version: Version,
     qos: QoS,
-    expiry: Option<Expiry>,
+    expiry: Option<u32>,
+    /// Tick at which the message came in; negative if that was before the broker started.
+    since: i64,
 }
 
-#[derive(Debug)]
-struct Expiry {
-    /// Tick at which the message came in.
-    since: u64,
-    /// Message Expiry Interval then, seconds.
-    interval: u32,
-    /// Where in the frame its four bytes are; `None` in MQTT 3.1.1, which does not send it.
-    at: Option<usize>,
+/// What receivers that can share a frame have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Layout {
+    pub(crate) version: Version,
+    pub(crate) qos: QoS,
+    pub(crate) retain: bool,
+    pub(crate) ids: SubscriptionIds,
+}
+
+/// The subscription identifiers of a delivery, in ascending order; nearly always none or one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) enum SubscriptionIds {
+    #[default]
+    None,
+    One([u32; 1]),
+    Many(Arc<[u32]>),
+}
+
+impl SubscriptionIds {
+    /// Of one subscription; 0 for none.
+    pub(crate) fn one(id: u32) -> SubscriptionIds {
+        match id {
+            0 => SubscriptionIds::None,
+            id => SubscriptionIds::One([id]),
+        }
+    }
+
+    /// Adds that of another matching subscription; 0 for none.
+    pub(crate) fn add(&mut self, id: u32) {
+        if id == 0 {
+            return;
+        }
+        if let Err(place) = self.as_slice().binary_search(&id) {
+            let mut ids = self.as_slice().to_vec();
+            ids.insert(place, id);
+            *self = SubscriptionIds::from(ids);
+        }
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u32] {
+        match self {
+            SubscriptionIds::None => &[],
+            SubscriptionIds::One(one) => one,
+            SubscriptionIds::Many(many) => many,
+        }
+    }
+}
+
+impl From<Vec<u32>> for SubscriptionIds {
+    fn from(ids: Vec<u32>) -> SubscriptionIds {
+        match ids[..] {
+            [] => SubscriptionIds::None,
+            [one] => SubscriptionIds::One([one]),
+            _ => SubscriptionIds::Many(ids.into()),
+        }
+    }
 }
 
 impl Frame {
-    /// Encodes `publish`, whose payload must own its memory, for one layout. `subscription` is the
-    /// subscription identifier, 0 for none.
+    /// Encodes `publish`, whose strings and payload must own their memory, for one layout. `since` is
+    /// the tick at which it came in.
     pub(crate) fn encode(
         publish: &Publish,
-        version: Version,
-        qos: QoS,
-        subscription: u32,
-        now: Moment,
+        layout: &Layout,
+        since: i64,
     ) -> Result<Frame, EncodeError> {
-        let id = SubscriptionId::new(subscription);
-        let layout = Layout {
-            version,
-            qos,
-            retain: false,
-            subscription_ids: id.as_slice(),
-            message_expiry_interval: publish.properties.message_expiry_interval,
-        };
-        let frame = PublishFrame::new(publish, layout)?;
-        let expiry = match publish.properties.message_expiry_interval {
-            None => None,
-            Some(interval) => Some(Expiry {
-                since: now.tick,
-                interval,
-                at: expiry_offset(publish, layout)?,
-            }),
-        };
-        Ok(Frame(Arc::new(Encoded { frame, qos, expiry })))
+        let ids: Vec<SubscriptionId> = layout
+            .ids
+            .as_slice()
+            .iter()
+            .filter_map(|id| SubscriptionId::new(*id))
+            .collect();
+        let frame = PublishFrame::new(
+            publish,
+            mqtt::Layout {
+                version: layout.version,
+                qos: layout.qos,
+                retain: layout.retain,
+                subscription_ids: &ids,
+                message_expiry_interval: publish.properties.message_expiry_interval,
+            },
+        )?;
+        Ok(Frame(Arc::new(Encoded {
+            frame,
+            version: layout.version,
+            qos: layout.qos,
+            expiry: publish.properties.message_expiry_interval,
+            since,
+        })))
+    }
+
+    pub(crate) fn topic(&self) -> &str {
+        self.0.frame.topic()
+    }
+
+    pub(crate) fn version(&self) -> Version {
+        self.0.version
     }
 
     pub(crate) fn qos(&self) -> QoS {
@@ -74,52 +139,38 @@ impl Frame {
 
     /// Whether its Message Expiry Interval has passed [MQTT-3.3.2-5].
     pub(crate) fn is_expired(&self, now: Moment) -> bool {
-        let Some(expiry) = &self.0.expiry else {
-            return false;
-        };
-        now.tick.saturating_sub(expiry.since) > u64::from(expiry.interval) * 1000
+        is_expired(self.0.since, self.0.expiry, now)
     }
 
     /// Appends the packet for one receiver; the expiry interval is what is left of it
     /// [MQTT-3.3.2-6].
-    pub(crate) fn write(&self, packet_id: Option<PacketId>, now: Moment, out: &mut BytesMut) {
+    pub(crate) fn write(
+        &self,
+        packet_id: Option<PacketId>,
+        attempt: Attempt,
+        alias: Option<(NonZeroU16, AliasedTopic)>,
+        now: Moment,
+        out: &mut BytesMut,
+    ) {
         let start = out.len();
-        let written = self.0.frame.write(packet_id, Attempt::First, out);
-        debug_assert!(written.is_ok(), "a packet id exactly for QoS 1");
-        if let Some(Expiry {
-            since,
-            interval,
-            at: Some(at),
-        }) = &self.0.expiry
-        {
-            let waited = (now.tick.saturating_sub(*since) / 1000) as u32;
+        let frame = &self.0.frame;
+        let expiry_at = match alias {
+            None => frame
+                .write(packet_id, attempt, out)
+                .map(|()| frame.message_expiry_offset()),
+            Some((alias, topic)) => frame
+                .write_aliased(packet_id, attempt, alias, topic, out)
+                .map(|written| written.message_expiry_offset),
+        };
+        debug_assert!(expiry_at.is_ok(), "a packet id exactly for QoS 1 and 2");
+        if let (Some(interval), Ok(Some(at))) = (self.0.expiry, expiry_at) {
+            let waited = u32::try_from((now.tick as i64 - self.0.since) / 1000).unwrap_or(0);
             if waited > 0 {
                 let left = interval.saturating_sub(waited).to_be_bytes();
                 out[start + at..start + at + 4].copy_from_slice(&left);
             }
         }
     }
-}
-
-/// Where the codec puts the expiry interval: where two encodings differ that differ in nothing
-/// else. Costs a second encoding of the head, for messages with an expiry only, and knows nothing
-/// about the order of properties.
-fn expiry_offset(publish: &Publish, layout: Layout<'_>) -> Result<Option<usize>, EncodeError> {
-    let encode = |interval| {
-        PublishFrame::new(
-            publish,
-            Layout {
-                message_expiry_interval: Some(interval),
-                ..layout
-            },
-        )
-    };
-    let (zeros, ones) = (encode(0)?, encode(u32::MAX)?);
-    Ok(zeros
-        .head()
-        .iter()
-        .zip(ones.head())
-        .position(|(zero, one)| zero != one))
 }
 
 #[cfg(test)]
@@ -155,11 +206,16 @@ mod tests {
         publish.properties.message_expiry_interval = Some(300);
         publish.properties.payload_format = Some(mqtt::PayloadFormat::Utf8);
         publish.properties.user_properties = vec![("k".into(), "v".into())];
-        let frame =
-            Frame::encode(&publish, Version::V5, QoS::AtMostOnce, 9, moment(5_000)).expect("fits");
+        let layout = Layout {
+            version: Version::V5,
+            qos: QoS::AtMostOnce,
+            retain: false,
+            ids: SubscriptionIds::one(9),
+        };
+        let frame = Frame::encode(&publish, &layout, 5_000).expect("fits");
         for (tick, left) in [(5_000, 300), (5_999, 300), (6_000, 299), (305_000, 0)] {
             let mut out = BytesMut::new();
-            frame.write(None, moment(tick), &mut out);
+            frame.write(None, Attempt::First, None, moment(tick), &mut out);
             let read = read(out);
             assert_eq!(read.properties.message_expiry_interval, Some(left));
             assert_eq!(read.properties.user_properties.len(), 1);

@@ -1,52 +1,66 @@
 //! What other threads have for a shard: outcomes of the tap, deliveries from publishers on other
-//! shards, and orders (evict, disconnect, stop).
+//! shards, word from the store, and orders (disconnect, check access, stop).
 //!
 //! Senders append to one list under a lock held for a few instructions; the shard swaps the list
 //! for an empty one and works through it. It is woken when the list stops being empty, so once per
 //! batch however many senders there are.
 //!
-//! Bound: outcomes are bounded by the messages in flight (`max_inflight` per connection), orders by
-//! the connections; deliveries by `max_handover`, past which publishers are not read from
+//! Bound: outcomes are bounded by the messages in flight (`max_inflight` per connection); deliveries by `max_handover`, past which publishers are not read from
 //! ([`Mailbox::is_congested`]).
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
 use mqtt::ReasonCode;
 
-use super::frame::Frame;
-use super::{ConnectionId, Receipt};
+use journal::Position;
+
+use super::Receipt;
+use super::delivery::Delivery;
+use super::format::Owner;
+use super::slots::SessionId;
 
 /// One item of mail.
 #[derive(Debug)]
 pub(crate) enum Mail {
     /// A tapped message is durable, or will never be.
     Durable {
-        connection: ConnectionId,
+        session: SessionId,
         receipt: Receipt,
         outcome: Result<(), ReasonCode>,
     },
-    /// Messages for connections of this shard.
-    Deliver(Vec<Delivery>),
-    /// Close a connection: another one has its client identifier now.
-    Evict(ConnectionId),
-    /// The connection that held the client identifier before is gone; CONNACK may be sent.
-    Admit(ConnectionId),
-    /// Close a connection for this reason.
-    Disconnect(ConnectionId, ReasonCode),
-    /// Close all connections once their owed PUBACKs are out.
+    /// Messages for sessions of this shard.
+    Deliver(Vec<Post>),
+    /// A publisher found the queue of a session full.
+    QueueFull(SessionId),
+    /// The store has everything up to here.
+    Stored(Position),
+    /// For all sessions of a principal, or of all of them.
+    Principal(Option<Arc<str>>, Order),
+    /// Close all connections once their owed answers are out.
     Drain,
     /// Close all connections now.
     Stop,
 }
 
-/// One message on its way to one connection.
+/// What is to happen to the sessions of a principal.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Order {
+    /// Close its connections for this reason.
+    Disconnect(ReasonCode),
+    /// What it may do has changed.
+    CheckAccess,
+}
+
+/// One message on its way to one session.
 #[derive(Debug)]
-pub(crate) struct Delivery {
-    pub(crate) to: ConnectionId,
-    pub(crate) frame: Frame,
+pub(crate) struct Post {
+    pub(crate) to: SessionId,
+    /// Whose it is in the store.
+    pub(crate) owner: Owner,
+    pub(crate) delivery: Delivery,
 }
 
 /// A list of mail and whom to wake for it.
@@ -111,7 +125,6 @@ impl Mailbox {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::AtomicUsize;
     use std::task::Wake;
 
@@ -135,7 +148,7 @@ mod tests {
         assert!(!mailbox.take(&mut mail, &waker));
         for n in 1..=1000 {
             mailbox.post(Mail::Durable {
-                connection: ConnectionId::new(0, 1, 1),
+                session: SessionId::new(0, 1, 1),
                 receipt: Receipt(n),
                 outcome: Ok(()),
             });

@@ -1,26 +1,27 @@
-//! What waits for one client: answers, and messages of others.
+//! What one connection has to write: answers, and messages that may go now.
 //!
 //! ```text
 //! answers (CONNACK, PUBACK, ...) ──► control ─┐
 //! QoS 0 ──────────────────────────► ready ────┼─► bytes, when the socket takes them
-//! QoS 1, window open: packet id ──► ready ────┘
-//! QoS 1, window full ─────────────► waiting ──► ready, on PUBACK
+//! QoS 1 and 2 with a packet id ────► ready ────┘
 //! ```
-//! The window is the client's Receive Maximum [MQTT-3.3.4-9]. A message leaves memory once its
-//! bytes are with the socket: sessions end with their connection, so nothing is ever sent twice.
-//! Order is kept per QoS, as [MQTT-4.6.0-6] asks; QoS 0 may pass QoS 1 that waits for the window.
+//! What waits for the client's window, or for the client, is in its session. Order is kept per QoS, as
+//! [MQTT-4.6.0-6] asks.
 //!
-//! Bounds: `max_queued` messages each in `ready` and `waiting`, `max_queued_bytes` over both
-//! (a frame shared by a thousand receivers counts in full for each). Beyond, QoS 0 is dropped, and
-//! QoS 1 means that this client is too slow to be kept. `control` is bounded by its reader: nothing
-//! more is read from a client whose answers pile up ([`Outbox::is_clogged`]).
+//! A message that the client must not see before the store has it is behind a *gate*: the batch that
+//! records it. What comes after it waits too; that is a group commit at most.
+//!
+//! Bounds: `max_queued` messages of QoS 0 and `max_queued_bytes` of them; of QoS 1 and 2 the window.
+//! `control` is bounded by its reader: nothing more is read from a client whose answers pile up
+//! ([`Outbox::is_clogged`]).
 
 use std::collections::VecDeque;
 
 use bytes::BytesMut;
-use mqtt::{PacketId, QoS};
+use mqtt::{AliasedTopic, Attempt, PacketId, PublishFrame, QoS, Version};
 
 use super::Moment;
+use super::alias::{Alias, Aliases};
 use super::frame::Frame;
 use crate::limits::Limits;
 use crate::stats::Counters;
@@ -31,20 +32,26 @@ const CLOGGED: usize = 16 * 1024;
 /// Queues of this capacity are kept when empty; larger ones are given back.
 const KEPT: usize = 16;
 
+/// Number of a batch of one shard; see [`Outbox`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct BatchNumber(pub(crate) u64);
+
+impl BatchNumber {
+    /// In the store from the beginning.
+    pub(crate) const NONE: BatchNumber = BatchNumber(0);
+}
+
 /// The sending side of one connection.
 #[derive(Debug)]
 pub(crate) struct Outbox {
     /// Encoded answers.
     control: BytesMut,
-    /// Messages that may be written.
     ready: VecDeque<Ready>,
-    /// QoS 1 messages for which the window is too small.
-    waiting: VecDeque<Frame>,
-    /// Bytes in `ready` and `waiting`.
-    queued_bytes: usize,
-    window: Window,
+    /// Bytes in `ready`.
+    ready_bytes: usize,
     /// The client's Maximum Packet Size.
     max_packet_size: usize,
+    aliases: Aliases,
 }
 
 #[derive(Debug)]
@@ -52,19 +59,23 @@ struct Ready {
     frame: Frame,
     /// `None` for QoS 0.
     packet_id: Option<PacketId>,
+    attempt: Attempt,
+    gate: BatchNumber,
 }
 
-/// What became of a message for this client.
+/// What became of a QoS 0 message for this client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Offer {
-    /// It is queued.
     Queued,
-    /// QoS 0, and there is no room: dropped.
+    /// There is no room: dropped.
     Dropped,
-    /// Larger than the client takes: left out, as if it had been sent [MQTT-3.1.2-25].
-    TooLarge,
-    /// QoS 1, and there is no room: the client is too slow.
-    Overflow,
+}
+
+/// Whether output is left over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum More {
+    Yes,
+    No,
 }
 
 impl Outbox {
@@ -73,17 +84,16 @@ impl Outbox {
         Outbox {
             control: BytesMut::new(),
             ready: VecDeque::new(),
-            waiting: VecDeque::new(),
-            queued_bytes: 0,
-            window: Window::new(0),
+            ready_bytes: 0,
             max_packet_size: usize::MAX,
+            aliases: Aliases::new(0),
         }
     }
 
     /// Sets what the client takes, from its CONNECT.
-    pub(crate) fn set_client_limits(&mut self, receive_maximum: u16, max_packet_size: usize) {
-        self.window = Window::new(receive_maximum);
+    pub(crate) fn set_client_limits(&mut self, max_packet_size: usize, aliases: u16) {
         self.max_packet_size = max_packet_size;
+        self.aliases = Aliases::new(aliases);
     }
 
     /// Where answers are encoded to.
@@ -91,8 +101,9 @@ impl Outbox {
         &mut self.control
     }
 
-    pub(crate) fn max_packet_size(&self) -> usize {
-        self.max_packet_size
+    /// Whether the client takes a packet of this size.
+    pub(crate) fn takes(&self, size: usize) -> bool {
+        size <= self.max_packet_size
     }
 
     /// Whether so many answers wait that the client must read before it is read from.
@@ -103,113 +114,148 @@ impl Outbox {
     /// Whether a good part of the room is taken: time to let the client's task write, before more
     /// is put in.
     pub(crate) fn is_pressing(&self, limits: &Limits) -> bool {
-        let (messages, bytes) = (limits.max_queued / 4, limits.max_queued_bytes / 4);
-        self.ready.len().max(self.waiting.len()) > messages || self.queued_bytes > bytes
+        self.ready.len() > limits.max_queued / 4 || self.ready_bytes > limits.max_queued_bytes / 4
     }
 
-    /// Takes a message, if there is room.
-    pub(crate) fn offer(&mut self, frame: &Frame, limits: &Limits) -> Offer {
-        let len = frame.len();
-        if len > self.max_packet_size {
-            return Offer::TooLarge;
+    /// Bytes of messages that wait to be written.
+    pub(crate) fn ready_bytes(&self) -> usize {
+        self.ready_bytes
+    }
+
+    /// Takes a QoS 0 message, if there is room.
+    pub(crate) fn offer(&mut self, frame: Frame, limits: &Limits) -> Offer {
+        debug_assert_eq!(frame.qos(), QoS::AtMostOnce);
+        if self.ready.len() >= limits.max_queued
+            || self.ready_bytes + frame.len() > limits.max_queued_bytes
+        {
+            return Offer::Dropped;
         }
-        let bytes_fit = self.queued_bytes + len <= limits.max_queued_bytes;
-        match frame.qos() {
-            QoS::AtMostOnce => {
-                if !bytes_fit || self.ready.len() >= limits.max_queued {
-                    return Offer::Dropped;
-                }
-                self.push_ready(frame.clone(), None);
-            }
-            QoS::AtLeastOnce | QoS::ExactlyOnce => {
-                if !bytes_fit {
-                    return Offer::Overflow;
-                }
-                let packet_id = match self.waiting.is_empty() {
-                    true => self.window.open(),
-                    false => None,
-                };
-                match packet_id {
-                    Some(id) => self.push_ready(frame.clone(), Some(id)),
-                    None if self.waiting.len() >= limits.max_queued => return Offer::Overflow,
-                    None => self.waiting.push_back(frame.clone()),
-                }
-            }
-        }
-        self.queued_bytes += len;
+        self.push(frame, None, Attempt::First, BatchNumber::NONE);
         Offer::Queued
     }
 
-    /// The client acknowledged a message. An identifier that is not in flight changes nothing.
-    pub(crate) fn acknowledged(&mut self, id: PacketId) {
-        if !self.window.close(id) {
-            return;
-        }
-        if let Some(frame) = self.waiting.pop_front() {
-            let id = self.window.open();
-            debug_assert!(id.is_some(), "a place was just vacated");
-            self.push_ready(frame, id);
-            give_back(&mut self.waiting);
-        }
+    /// Takes a message of QoS 1 or 2 within the window.
+    pub(crate) fn send(
+        &mut self,
+        frame: Frame,
+        packet_id: PacketId,
+        attempt: Attempt,
+        gate: BatchNumber,
+    ) {
+        self.push(frame, Some(packet_id), attempt, gate);
     }
 
-    /// Appends what can be sent now to `out`, up to about `limit` bytes. Says whether there is more.
+    fn push(
+        &mut self,
+        frame: Frame,
+        packet_id: Option<PacketId>,
+        attempt: Attempt,
+        gate: BatchNumber,
+    ) {
+        self.ready_bytes += frame.len();
+        self.ready.push_back(Ready {
+            frame,
+            packet_id,
+            attempt,
+            gate,
+        });
+    }
+
+    /// Appends what can be sent now to `out`, up to about `limit` bytes; `durable` is the last batch
+    /// that the store has. Says whether there is more. Puts the packet identifiers of messages that
+    /// expired before they were sent into `expired`.
     pub(crate) fn write(
         &mut self,
         now: Moment,
+        durable: BatchNumber,
         out: &mut BytesMut,
         limit: usize,
         counters: &Counters,
+        expired: &mut Vec<PacketId>,
     ) -> More {
         if !self.control.is_empty() {
             out.extend_from_slice(&self.control);
             self.control = BytesMut::new();
         }
         while out.len() < limit {
-            let Some(Ready { frame, packet_id }) = self.ready.pop_front() else {
+            if self.ready.front().is_none_or(|ready| ready.gate > durable) {
                 give_back(&mut self.ready);
                 return More::No;
+            }
+            let Some(Ready {
+                frame,
+                packet_id,
+                attempt,
+                ..
+            }) = self.ready.pop_front()
+            else {
+                return More::No;
             };
-            self.queued_bytes -= frame.len();
-            if frame.is_expired(now) {
+            self.ready_bytes -= frame.len();
+            // Once begun, a delivery goes on whatever its age.
+            if attempt == Attempt::First && frame.is_expired(now) {
                 counters.dropped_expired.one();
-                if let Some(id) = packet_id {
-                    self.acknowledged(id);
-                }
+                expired.extend(packet_id);
                 continue;
             }
-            frame.write(packet_id, now, out);
+            let alias = self.alias(&frame);
+            frame.write(packet_id, attempt, alias, now, out);
             counters.packets_out.one();
-            match packet_id {
-                None => counters.messages_out_qos0.one(),
-                Some(_) => counters.messages_out_qos1.one(),
+            match frame.qos() {
+                QoS::AtMostOnce => counters.messages_out_qos0.one(),
+                QoS::AtLeastOnce => counters.messages_out_qos1.one(),
+                QoS::ExactlyOnce => counters.messages_out_qos2.one(),
+            }
+            if attempt == Attempt::Again {
+                counters.messages_resent.one();
             }
         }
-        match self.ready.is_empty() {
-            true => More::No,
-            false => More::Yes,
+        match self.ready.front() {
+            Some(ready) if ready.gate <= durable => More::Yes,
+            _ => More::No,
         }
     }
 
-    /// Drops all messages, not the answers; says how many were dropped.
+    fn alias(&mut self, frame: &Frame) -> Option<(std::num::NonZeroU16, AliasedTopic)> {
+        if frame.version() != Version::V5
+            || !self.takes(frame.len() + PublishFrame::MAX_ALIAS_GROWTH)
+        {
+            return None;
+        }
+        match self.aliases.of(frame.topic()) {
+            Alias::None => None,
+            Alias::Introduce(alias) => Some((alias, AliasedTopic::Introduced)),
+            Alias::Use(alias) => Some((alias, AliasedTopic::Omitted)),
+        }
+    }
+
+    /// The batch that the next message waits for.
+    pub(crate) fn gate(&self) -> Option<BatchNumber> {
+        self.ready.front().map(|ready| ready.gate)
+    }
+
+    /// Takes out the messages whose topic `refused` says the client may not have; returns the packet
+    /// identifiers of those that have one.
+    pub(crate) fn withdraw(&mut self, mut refused: impl FnMut(&str) -> bool) -> Vec<PacketId> {
+        let mut withdrawn = Vec::new();
+        let bytes = &mut self.ready_bytes;
+        self.ready.retain(|ready| {
+            let goes = refused(ready.frame.topic());
+            if goes {
+                *bytes -= ready.frame.len();
+                withdrawn.extend(ready.packet_id);
+            }
+            !goes
+        });
+        withdrawn
+    }
+
+    /// Drops all messages, not the answers; says how many of QoS 0 were dropped.
     pub(crate) fn drop_messages(&mut self) -> usize {
-        let dropped = self.ready.len() + self.waiting.len();
-        self.ready = VecDeque::new();
-        self.waiting = VecDeque::new();
-        self.queued_bytes = 0;
-        dropped
+        let ready = std::mem::take(&mut self.ready);
+        self.ready_bytes = 0;
+        ready.iter().filter(|r| r.packet_id.is_none()).count()
     }
-
-    fn push_ready(&mut self, frame: Frame, packet_id: Option<PacketId>) {
-        self.ready.push_back(Ready { frame, packet_id });
-    }
-}
-
-/// Whether output is left over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum More {
-    Yes,
-    No,
 }
 
 fn give_back<T>(queue: &mut VecDeque<T>) {
@@ -218,80 +264,11 @@ fn give_back<T>(queue: &mut VecDeque<T>) {
     }
 }
 
-/// The packet identifiers in flight: at most as many as the client's Receive Maximum, numbered from
-/// 1 to that, one bit each, so that taking and returning one is a few instructions in any order.
-#[derive(Debug)]
-struct Window {
-    size: u16,
-    in_flight: u16,
-    /// Where to look for a free identifier: behind the last one taken, so that each rests as long
-    /// as possible.
-    cursor: u16,
-    /// Bit `n` for identifier `n + 1`. Made on first use: most vehicles get little.
-    taken: Vec<u64>,
-}
-
-impl Window {
-    fn new(size: u16) -> Window {
-        Window {
-            size,
-            in_flight: 0,
-            cursor: 0,
-            taken: Vec::new(),
-        }
-    }
-
-    /// Takes an identifier, unless all are in flight.
-    fn open(&mut self) -> Option<PacketId> {
-        if self.in_flight >= self.size {
-            return None;
-        }
-        if self.taken.is_empty() {
-            self.taken = vec![0; usize::from(self.size).div_ceil(64)];
-        }
-        let mut bit = self.cursor;
-        loop {
-            let word = self.taken[usize::from(bit / 64)];
-            let free_from_here = (!word) >> (bit % 64);
-            if free_from_here == 0 {
-                bit = (bit / 64 + 1) * 64;
-            } else {
-                bit += free_from_here.trailing_zeros() as u16;
-                if bit < self.size {
-                    break;
-                }
-            }
-            if bit >= self.size {
-                bit = 0;
-            }
-        }
-        self.taken[usize::from(bit / 64)] |= 1 << (bit % 64);
-        self.in_flight += 1;
-        self.cursor = (bit + 1) % self.size;
-        PacketId::new(bit + 1)
-    }
-
-    /// Returns an identifier; says whether it was in flight.
-    fn close(&mut self, id: PacketId) -> bool {
-        let bit = id.get() - 1;
-        let Some(word) = self.taken.get_mut(usize::from(bit / 64)) else {
-            return false;
-        };
-        let mask = 1 << (bit % 64);
-        let was_in_flight = *word & mask != 0;
-        *word &= !mask;
-        self.in_flight -= u16::from(was_in_flight);
-        was_in_flight
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use mqtt::Publish;
 
-    use mqtt::{Publish, Version};
-    use proptest::prelude::*;
-
+    use super::super::frame::{Layout, SubscriptionIds};
     use super::*;
 
     const NOW: Moment = Moment {
@@ -299,24 +276,20 @@ mod tests {
         wall_us: 0,
     };
 
-    fn frame(qos: QoS, payload: usize) -> Frame {
-        frame_with_expiry(qos, payload, None)
-    }
-
-    fn frame_with_expiry(qos: QoS, payload: usize, expiry: Option<u32>) -> Frame {
+    fn frame(qos: QoS, payload: usize, expiry: Option<u32>) -> Frame {
         let mut publish = Publish {
-            topic: "t".into(),
+            topic: "topic".into(),
             payload: vec![b'x'; payload].into(),
             ..Publish::default()
         };
         publish.properties.message_expiry_interval = expiry;
-        Frame::encode(&publish, Version::V5, qos, 0, NOW).expect("encodes")
-    }
-
-    fn outbox(window: u16) -> Outbox {
-        let mut outbox = Outbox::new();
-        outbox.set_client_limits(window, 1000);
-        outbox
+        let layout = Layout {
+            version: Version::V5,
+            qos,
+            retain: false,
+            ids: SubscriptionIds::None,
+        };
+        Frame::encode(&publish, &layout, 0).expect("encodes")
     }
 
     fn limits(max_queued: usize) -> Limits {
@@ -327,11 +300,14 @@ mod tests {
         }
     }
 
-    fn write(outbox: &mut Outbox, now: Moment) -> usize {
+    fn write(outbox: &mut Outbox, now: Moment, durable: u64) -> (usize, Vec<PacketId>) {
         let mut out = BytesMut::new();
-        let counters = Counters::default();
-        while outbox.write(now, &mut out, usize::MAX, &counters) == More::Yes {}
-        out.len()
+        let (counters, mut expired) = (Counters::default(), Vec::new());
+        let durable = BatchNumber(durable);
+        while outbox.write(now, durable, &mut out, usize::MAX, &counters, &mut expired) == More::Yes
+        {
+        }
+        (out.len(), expired)
     }
 
     fn id(n: u16) -> PacketId {
@@ -339,103 +315,54 @@ mod tests {
     }
 
     #[test]
-    fn qos_1_beyond_the_window_waits_for_an_acknowledgement() {
-        let mut outbox = outbox(1);
-        let frame = frame(QoS::AtLeastOnce, 10);
-        assert_eq!(outbox.offer(&frame, &limits(2)), Offer::Queued);
-        assert_eq!(outbox.offer(&frame, &limits(2)), Offer::Queued);
-        assert_eq!(write(&mut outbox, NOW), frame.len());
-        assert_eq!(write(&mut outbox, NOW), 0);
-        outbox.acknowledged(id(7));
-        assert_eq!(write(&mut outbox, NOW), 0, "7 is not in flight");
-        outbox.acknowledged(id(1));
-        assert_eq!(write(&mut outbox, NOW), frame.len());
-        outbox.acknowledged(id(1));
-        assert_eq!(write(&mut outbox, NOW), 0);
+    fn qos_0_is_dropped_when_there_is_no_room_for_messages_or_bytes() {
+        let mut outbox = Outbox::new();
+        let small = frame(QoS::AtMostOnce, 10, None);
+        assert_eq!(outbox.offer(small.clone(), &limits(2)), Offer::Queued);
+        assert_eq!(outbox.offer(small.clone(), &limits(2)), Offer::Queued);
+        assert_eq!(outbox.offer(small.clone(), &limits(2)), Offer::Dropped);
+        let large = frame(QoS::AtMostOnce, 9_990, None);
+        assert_eq!(outbox.offer(large, &limits(100)), Offer::Dropped);
+        assert_eq!(outbox.drop_messages(), 2);
+        assert_eq!(outbox.ready_bytes(), 0);
     }
 
     #[test]
-    fn qos_0_is_dropped_and_qos_1_overflows_when_there_is_no_room() {
-        let mut outbox = outbox(1);
-        let (often, once) = (frame(QoS::AtLeastOnce, 10), frame(QoS::AtMostOnce, 10));
-        for _ in 0..3 {
-            assert_eq!(outbox.offer(&often, &limits(2)), Offer::Queued);
-        }
-        assert_eq!(outbox.offer(&often, &limits(2)), Offer::Overflow);
-        assert_eq!(outbox.offer(&once, &limits(2)), Offer::Queued);
-        assert_eq!(outbox.offer(&once, &limits(2)), Offer::Dropped);
-        assert_eq!(outbox.drop_messages(), 4);
+    fn what_is_behind_a_gate_waits_for_its_batch_and_holds_back_what_follows() {
+        let mut outbox = Outbox::new();
+        let exactly = frame(QoS::ExactlyOnce, 10, None);
+        let often = frame(QoS::AtMostOnce, 10, None);
+        outbox.send(exactly.clone(), id(1), Attempt::First, BatchNumber(7));
+        outbox.offer(often.clone(), &limits(5));
+        assert_eq!(write(&mut outbox, NOW, 6).0, 0);
+        let both = exactly.len() + often.len();
+        assert_eq!(write(&mut outbox, NOW, 7).0, both);
     }
 
     #[test]
-    fn the_bound_in_bytes_holds_for_both_qualities() {
-        let mut outbox = outbox(1000);
-        for _ in 0..10 {
-            assert_eq!(
-                outbox.offer(&frame(QoS::AtLeastOnce, 980), &limits(100)),
-                Offer::Queued
-            );
-        }
-        assert_eq!(
-            outbox.offer(&frame(QoS::AtLeastOnce, 980), &limits(100)),
-            Offer::Overflow
-        );
-        assert_eq!(
-            outbox.offer(&frame(QoS::AtMostOnce, 980), &limits(100)),
-            Offer::Dropped
-        );
-        write(&mut outbox, NOW);
-        assert_eq!(
-            outbox.offer(&frame(QoS::AtMostOnce, 980), &limits(100)),
-            Offer::Queued
-        );
-    }
-
-    #[test]
-    fn a_message_larger_than_the_client_takes_is_left_out() {
-        let mut outbox = outbox(1);
-        assert_eq!(
-            outbox.offer(&frame(QoS::AtLeastOnce, 1000), &limits(1)),
-            Offer::TooLarge
-        );
-        assert_eq!(
-            outbox.offer(&frame(QoS::AtLeastOnce, 10), &limits(1)),
-            Offer::Queued
-        );
-    }
-
-    #[test]
-    fn an_expired_message_is_dropped_and_frees_its_place_in_the_window() {
-        let mut outbox = outbox(1);
-        let short = frame_with_expiry(QoS::AtLeastOnce, 10, Some(1));
-        let long = frame_with_expiry(QoS::AtLeastOnce, 10, Some(60));
-        outbox.offer(&short, &limits(5));
-        outbox.offer(&long, &limits(5));
+    fn a_message_expires_before_it_is_sent_for_the_first_time_only() {
+        let mut outbox = Outbox::new();
+        let short = frame(QoS::AtLeastOnce, 10, Some(1));
+        outbox.send(short.clone(), id(1), Attempt::First, BatchNumber::NONE);
+        outbox.send(short.clone(), id(2), Attempt::Again, BatchNumber::NONE);
         let later = Moment {
             tick: 1001,
             wall_us: 0,
         };
-        assert_eq!(write(&mut outbox, later), long.len());
+        assert_eq!(write(&mut outbox, later, 0), (short.len(), vec![id(1)]));
     }
 
-    proptest! {
-        #[test]
-        fn no_identifier_is_in_flight_twice(
-            size in 1u16..200,
-            steps in prop::collection::vec((any::<bool>(), any::<u16>()), 0..500),
-        ) {
-            let mut window = Window::new(size);
-            let mut in_flight = HashSet::new();
-            for (open, pick) in steps {
-                if open {
-                    match window.open() {
-                        Some(id) => prop_assert!(id.get() <= size && in_flight.insert(id.get())),
-                        None => prop_assert_eq!(in_flight.len(), usize::from(size)),
-                    }
-                } else if let Some(id) = PacketId::new(pick % 256) {
-                    prop_assert_eq!(window.close(id), in_flight.remove(&id.get()));
-                }
-            }
+    #[test]
+    fn a_topic_sent_often_is_sent_once() {
+        let mut outbox = Outbox::new();
+        outbox.set_client_limits(usize::MAX, 4);
+        let frame = frame(QoS::AtMostOnce, 10, None);
+        let mut sizes = Vec::new();
+        for _ in 0..4 {
+            outbox.offer(frame.clone(), &limits(5));
+            sizes.push(write(&mut outbox, NOW, 0).0);
         }
+        let plain = frame.len();
+        assert_eq!(sizes, [plain, plain + 3, plain - 2, plain - 2]);
     }
 }

@@ -1,65 +1,108 @@
-//! The connections of one worker, and everything that happens to them.
+//! The connections and sessions of one worker, and everything that happens to them.
 //!
 //! The shell opens a connection, hands in packets, mail and the time, and takes bytes out. A batch
-//! of inputs ends with [`Shard::settle`]: then what is for other shards is posted, one item of mail
-//! per shard however many messages there were, and connections that could not keep up are closed.
-//! That is also what keeps a closing storm flat: a connection that overflows because of a will is
-//! closed after the will's owner, not within it.
+//! of inputs ends with [`Shard::settle`]: then what is to be kept goes to the store as one atomic batch,
+//! what is for other shards is posted, one item of mail per shard however many messages there were (in
+//! this order: what another shard adds to the store about a message comes after the message), and
+//! connections that could not keep up are closed. That is also what keeps a closing storm flat: a
+//! connection that overflows because of a will is closed after the will's owner, not within it.
 //!
 //! A batch may stop early. Tasks of a worker run in turn, so a thousand publishers could fill the
 //! queue of a quick receiver before its own task runs once, and it would be taken for a slow one.
 //! While some receiver's queue is well filled and its task has not had its turn
 //! ([`Shard::is_pressed`]), no more is handed in. A receiver whose socket is full does not count: it
 //! is slow, and nobody waits for it.
+//!
+//! What happens is in the neighbours: [`joining`](super::joining) (CONNECT and sessions),
+//! [`publishing`](super::publishing) (messages of clients and their answers),
+//! [`subscribing`](super::subscribing) (subscriptions, retained messages, access),
+//! [`leaving`](super::leaving) (ends of connections and sessions, wills).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::task::Waker;
 
 use bytes::BytesMut;
-use mqtt::{
-    Connect, DecodeError, Packet, Publish, QoS, ReasonCode, SubAck, SubAckProperties, Subscribe,
-    UnsubAck, UnsubAckProperties, Unsubscribe, Version,
-};
+use journal::{Batch, Position};
+use mqtt::{DecodeError, Packet, ReasonCode, Version};
 
-use super::connection::{Appetite, Connection, End, EndedBy, Output, TimedOut};
-use super::exchange::Exchange;
+use super::Moment;
+use super::connection::{Answers, Appetite, Connection, Output, TimedOut};
+use super::exchange::{Exchange, Share};
 use super::fanout::Fanout;
-use super::mailbox::{Delivery, Mail, Mailbox};
-use super::outbox::More;
-use super::registry::Admission;
-use super::subscriber::{OwnMessages, RetainFlag, Subscriber};
-use super::tenants::{Denials, Farewell, Origin, Rest, Tenant, Tenants};
+use super::mailbox::{Mail, Mailbox, Order, Post};
+use super::outbox::{BatchNumber, More};
+use super::planted::planted;
+use super::session::{Context, Deferred, Offered, Session};
+use super::slots::{ConnectionId, SessionId, Slots};
+use super::tenants::{Departure, Farewell, Origin, Rest, Tenant, Tenants};
 use super::timers::Timers;
-use super::{ConnectionId, Moment, Receipt};
-use crate::acknowledge::{self, Acknowledge};
-use crate::hooks::{ConnectAttempt, Decision, Identity, Refusal, Tap};
 use crate::limits::Limits;
 use crate::stats::Counters;
 
-/// Times a client is asked who it is while access keeps changing, before it is told to come back.
-const MAX_AUTHENTICATIONS: u32 = 8;
-
-/// The connections of one worker.
+/// The connections and sessions of one worker.
 pub(crate) struct Shard {
-    number: usize,
-    exchange: Arc<Exchange>,
-    mailbox: Arc<Mailbox>,
-    counters: Arc<Counters>,
-    tenants: Tenants,
-    timers: Timers,
-    now: Moment,
-    state: State,
-    /// Deliveries for other shards, by shard.
-    remote: Vec<Vec<Delivery>>,
-    fanout: Fanout,
+    pub(super) number: usize,
+    pub(super) exchange: Arc<Exchange>,
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) tenants: Tenants,
+    pub(super) sessions: Slots<Session>,
+    pub(super) clients: HashMap<Arc<str>, SessionId>,
+    /// Sessions by principal; ordered, so that what is done to them is done in the same order always.
+    pub(super) principals: HashMap<Arc<str>, BTreeSet<SessionId>>,
+    timers: Timers<ConnectionId>,
+    session_timers: Timers<SessionId>,
+    pub(super) now: Moment,
+    pub(super) state: State,
+    /// Messages for other shards, by shard.
+    pub(super) remote: Vec<Vec<Post>>,
+    pub(super) fanout: Fanout,
+    pub(super) storing: Storing,
+    /// Connections with retained messages still to be sent.
+    pub(super) walkers: VecDeque<ConnectionId>,
+    /// Connections whose next message waits for a batch.
+    gated: VecDeque<(BatchNumber, ConnectionId)>,
     /// Empty lists, kept for their memory.
     spare_outputs: Vec<Vec<Output>>,
+    pub(super) spare_posts: Vec<Post>,
     due: Vec<ConnectionId>,
+    sessions_due: Vec<SessionId>,
+    /// Where the next sweep of the retained messages begins.
+    swept: String,
+    /// Subscriptions that were granted and are not in place: a planted defect.
+    pub(super) late: Vec<(Arc<str>, super::subscriber::Subscriber)>,
+}
+
+/// What is on its way to the store, and what waits for it.
+#[derive(Default)]
+pub(super) struct Storing {
+    /// Of the inputs at hand.
+    pub(super) batch: Batch,
+    /// To be done once that batch is stored.
+    pub(super) deferred: Vec<Deferred>,
+    /// The number of that batch; the first has 1.
+    number: u64,
+    /// Batches submitted and not stored yet, with what waits for each.
+    submitted: VecDeque<(Position, BatchNumber, Vec<Deferred>)>,
+    /// The last batch known to be stored.
+    stored: BatchNumber,
+}
+
+impl Storing {
+    /// Whether the store has everything.
+    pub(super) fn is_idle(&self) -> bool {
+        self.batch.is_empty() && self.submitted.is_empty()
+    }
+
+    /// The batch of the inputs at hand.
+    pub(super) fn number(&self) -> BatchNumber {
+        BatchNumber(self.number + 1)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     Open,
     /// The broker stops: nobody new.
     Closing,
@@ -72,13 +115,24 @@ impl Shard {
             mailbox: Arc::clone(exchange.mailbox(number)),
             counters: Arc::clone(exchange.counters(number)),
             tenants: Tenants::default(),
+            sessions: Slots::default(),
+            clients: HashMap::new(),
+            principals: HashMap::new(),
             timers: Timers::default(),
+            session_timers: Timers::default(),
             now,
             state: State::Open,
             remote: (0..exchange.shards()).map(|_| Vec::new()).collect(),
             fanout: Fanout::default(),
+            storing: Storing::default(),
+            walkers: VecDeque::new(),
+            gated: VecDeque::new(),
             spare_outputs: Vec::new(),
+            spare_posts: Vec::new(),
             due: Vec::new(),
+            sessions_due: Vec::new(),
+            swept: String::new(),
+            late: Vec::new(),
             exchange,
         }
     }
@@ -105,12 +159,42 @@ impl Shard {
             return None;
         }
         let connection = Connection::new(self.now, &self.exchange.limits);
-        let deadline = connection.deadline();
-        let id = self
-            .tenants
-            .insert(self.number, Tenant::new(connection, origin))?;
+        self.take_in(Box::new(Tenant::new(connection, origin)))
+    }
+
+    /// Takes in a connection from another shard, which goes on here; `None` as in
+    /// [`open`](Shard::open).
+    pub(crate) fn arrive(&mut self, departure: Departure) -> Option<ConnectionId> {
+        debug_assert_eq!(departure.to(), self.number);
+        if self.state == State::Closing {
+            return None;
+        }
+        let mut tenant = departure.tenant;
+        tenant.waker = None;
+        tenant.rest = Rest::Awake;
+        tenant.next_look = u64::MAX;
+        let id = self.take_in(tenant)?;
+        self.join(id);
+        self.settle();
+        Some(id)
+    }
+
+    fn take_in(&mut self, tenant: Box<Tenant>) -> Option<ConnectionId> {
+        let deadline = tenant.connection.deadline();
+        let id = self.tenants.insert(self.number, tenant)?;
         self.file(id, deadline);
         Some(id)
+    }
+
+    /// The connection leaves for the shard its session lives on, with all that belongs to it; its id
+    /// means nothing here any more. What it has to send was sent before.
+    pub(crate) fn departure(&mut self, id: ConnectionId) -> Option<Departure> {
+        let to = self.destination(id)?;
+        let tenant = self.tenants.remove(id)?;
+        if self.is_done() {
+            self.mailbox.post(Mail::Drain);
+        }
+        Some(Departure { to, tenant })
     }
 
     /// Whether the next packet of a connection may be handed in.
@@ -127,6 +211,9 @@ impl Shard {
     /// Hands in the next packet.
     pub(crate) fn packet(&mut self, id: ConnectionId, packet: Packet) {
         self.counters.packets_in.one();
+        if let Packet::Connect(connect) = &packet {
+            self.set_client_limits(id, connect);
+        }
         self.step(id, |connection, now, limits, out| {
             connection.packet(now, limits, packet, out);
         });
@@ -152,10 +239,37 @@ impl Shard {
     /// Appends what the connection has to send, up to about `limit` bytes.
     pub(crate) fn write(&mut self, id: ConnectionId, out: &mut BytesMut, limit: usize) -> More {
         self.tenants.relieve(id);
-        match self.tenants.get(id) {
-            Some(tenant) => tenant.outbox.write(self.now, out, limit, &self.counters),
-            None => More::No,
+        let start = out.len();
+        let mut expired = Vec::new();
+        loop {
+            let stored = self.storing.stored;
+            let Some(tenant) = self.tenants.get(id) else {
+                return More::No;
+            };
+            let more =
+                tenant
+                    .outbox
+                    .write(self.now, stored, out, limit, &self.counters, &mut expired);
+            if let Some(gate) = tenant.outbox.gate().filter(|gate| *gate > stored) {
+                self.gated.push_back((gate, id));
+            }
+            if more == More::Yes {
+                self.expired(id, &mut expired);
+                return More::Yes;
+            }
+            let had_walks = self.has_walks(id);
+            // What expired made room, and retained messages come when there is some.
+            let made_room = !expired.is_empty();
+            self.expired(id, &mut expired);
+            let walked = had_walks && self.walk(id);
+            if !made_room && !walked {
+                break;
+            }
+            if out.len() - start >= limit {
+                return More::Yes;
+            }
         }
+        More::No
     }
 
     /// How to close the transport, once the connection has ended.
@@ -207,37 +321,27 @@ impl Shard {
         {
             match mail {
                 Mail::Durable {
-                    connection,
+                    session,
                     receipt,
                     outcome,
-                } => self.durable(connection, receipt, outcome),
-                Mail::Deliver(deliveries) => {
-                    self.mailbox.delivered(deliveries.len());
-                    for Delivery { to, frame } in deliveries {
-                        self.tenants
-                            .offer(to, &frame, &self.exchange.limits, &self.counters);
+                } => self.durable(session, receipt, outcome),
+                Mail::Deliver(posts) => {
+                    self.mailbox.delivered(posts.len());
+                    for post in posts {
+                        self.offer(post);
                     }
                 }
-                Mail::Evict(id) => {
-                    if self
-                        .tenants
-                        .get(id)
-                        .is_some_and(|t| !t.connection.is_ended())
-                    {
-                        self.counters.takeovers.one();
-                    }
-                    self.close(
-                        id,
-                        ReasonCode::SessionTakenOver,
-                        "another connection uses the same client identifier",
-                    );
+                Mail::QueueFull(session) => {
+                    self.with_session(session, |session, _, cx| {
+                        session.drop_expired(cx);
+                    });
                 }
-                Mail::Admit(id) => self.admit(id),
-                Mail::Disconnect(id, reason) => self.close(id, reason, "disconnected by order"),
+                Mail::Stored(position) => self.stored(position),
+                Mail::Principal(principal, order) => self.principal(principal.as_deref(), order),
                 Mail::Drain => {
                     self.state = State::Closing;
                     for id in self.tenants.all(self.number) {
-                        self.step(id, |connection, _, _, out| connection.drain(out));
+                        self.drain(id);
                     }
                 }
                 Mail::Stop => {
@@ -250,8 +354,45 @@ impl Shard {
         }
     }
 
+    fn principal(&mut self, principal: Option<&str>, order: Order) {
+        let sessions: Vec<SessionId> = match principal {
+            None => self.sessions.all(self.number),
+            Some(principal) => match self.principals.get(principal) {
+                None => return,
+                Some(sessions) => sessions.iter().copied().collect(),
+            },
+        };
+        for id in sessions {
+            match order {
+                Order::Disconnect(reason) => {
+                    if let Some(connection) = self.sessions.get(id).and_then(|s| s.connection()) {
+                        self.close(connection, reason, "disconnected by order");
+                    }
+                }
+                Order::CheckAccess => self.check_access(id),
+            }
+        }
+    }
+
+    pub(super) fn drain(&mut self, id: ConnectionId) {
+        let session = self.tenants.get(id).and_then(|tenant| tenant.session);
+        let answers = match session.and_then(|id| self.sessions.get(id)) {
+            Some(session) if !session.owed.is_settled() => Answers::Owed,
+            _ => Answers::Settled,
+        };
+        self.step(id, |connection, _, _, out| connection.drain(answers, out));
+    }
+
     /// Looks after deadlines. To be called about once a second.
     pub(crate) fn turn(&mut self) {
+        for (filter, subscriber) in std::mem::take(&mut self.late) {
+            super::subscribing::place(
+                &self.exchange,
+                &filter,
+                subscriber,
+                super::share::Presence::Online,
+            );
+        }
         let mut due = std::mem::take(&mut self.due);
         self.timers.turn(self.now.tick, &mut due);
         for id in due.drain(..) {
@@ -276,33 +417,305 @@ impl Shard {
             }
         }
         self.due = due;
+        let mut due = std::mem::take(&mut self.sessions_due);
+        self.session_timers.turn(self.now.tick, &mut due);
+        for id in due.drain(..) {
+            let Some(session) = self.sessions.get(id) else {
+                continue;
+            };
+            if self.now.tick < session.next_look {
+                continue;
+            }
+            session.next_look = u64::MAX;
+            self.look_after(id);
+        }
+        self.sessions_due = due;
+        // One shard does it for all.
+        if self.number == 0 && self.exchange.retained().topics.len() > 0 {
+            let exchange = Arc::clone(&self.exchange);
+            let mut retained = exchange.retained_mut();
+            retained.sweep(&mut self.swept, self.now, &mut self.storing.batch);
+            self.submit();
+        }
+    }
+
+    /// Files the deadlines of all sessions, after a start.
+    pub(super) fn look_after_all(&mut self) {
+        for id in self.sessions.all(self.number) {
+            if let Some(session) = self.sessions.get(id) {
+                let next = session.ends_at.into_iter().chain(session.will_at).min();
+                self.file_session(id, next);
+            }
+            // Stored by a publisher's shard, and the crash came before this one made room for it.
+            self.with_session(id, |session, _, cx| session.make_room(cx));
+        }
     }
 
     /// Ends a batch of inputs.
     pub(crate) fn settle(&mut self) {
-        while let Some(id) = self.tenants.overflowed.pop() {
-            let serving = |t: &mut Tenant| t.connection.is_serving();
-            if self.tenants.get(id).is_some_and(serving) {
-                self.counters.slow_consumers.one();
-                self.close(
-                    id,
-                    ReasonCode::QuotaExceeded,
-                    "slow consumer: its queue of QoS 1 messages is full",
-                );
+        loop {
+            while let Some(id) = self.tenants.overflowed.pop() {
+                let serving = |t: &mut Tenant| t.connection.is_serving();
+                if self.tenants.get(id).is_some_and(serving) {
+                    self.counters.slow_consumers.one();
+                    self.close(
+                        id,
+                        ReasonCode::QuotaExceeded,
+                        "slow consumer: its queue of QoS 1 and 2 messages is full",
+                    );
+                }
             }
-        }
-        for (shard, deliveries) in self.remote.iter_mut().enumerate() {
-            if !deliveries.is_empty() {
-                let deliveries = std::mem::take(deliveries);
-                self.exchange.mailbox(shard).post(Mail::Deliver(deliveries));
+            for _ in 0..self.walkers.len() {
+                if let Some(id) = self.walkers.pop_front() {
+                    self.walk(id);
+                    if self.has_walks(id) {
+                        self.walkers.push_back(id);
+                    }
+                }
+            }
+            self.submit();
+            if !self.storing.deferred.is_empty() {
+                self.file_deferred();
+            }
+            for (shard, posts) in self.remote.iter_mut().enumerate() {
+                if !posts.is_empty() {
+                    let posts = std::mem::take(posts);
+                    self.exchange.mailbox(shard).post(Mail::Deliver(posts));
+                }
+            }
+            // What needed no storing, and stores that are quick: done at once, which may lead to more.
+            let before = self.storing.number;
+            self.stored(self.exchange.store.durable());
+            if self.storing.batch.is_empty()
+                && self.storing.deferred.is_empty()
+                && self.tenants.overflowed.is_empty()
+                && self.remote.iter().all(Vec::is_empty)
+                && self.storing.number == before
+            {
+                return;
             }
         }
     }
 
+    // ----- the store -----
+
+    /// Submits what there is to be stored, and files what waits for it. Carries nothing on: this may be
+    /// called under a lock.
+    pub(super) fn submit(&mut self) {
+        if self.storing.batch.is_empty() {
+            return;
+        }
+        let position = self.exchange.submit(&mut self.storing.batch);
+        let number = self.storing.number();
+        self.storing.number += 1;
+        let deferred = std::mem::take(&mut self.storing.deferred);
+        self.storing
+            .submitted
+            .push_back((position, number, deferred));
+    }
+
+    /// Files what waits and brought nothing to be stored itself: what was submitted before is enough.
+    fn file_deferred(&mut self) {
+        let deferred = std::mem::take(&mut self.storing.deferred);
+        match self.storing.submitted.back_mut() {
+            Some((_, _, waiting)) => waiting.extend(deferred),
+            None => {
+                for deferred in deferred {
+                    self.carry_on(deferred);
+                }
+            }
+        }
+    }
+
+    /// The store has everything up to `position`.
+    fn stored(&mut self, position: Position) {
+        while let Some((_, number, deferred)) = self
+            .storing
+            .submitted
+            .pop_front_if(|(at, _, _)| *at <= position)
+        {
+            self.storing.stored = number;
+            for deferred in deferred {
+                self.carry_on(deferred);
+            }
+        }
+        while let Some((_, id)) = self
+            .gated
+            .pop_front_if(|(gate, _)| *gate <= self.storing.stored)
+        {
+            if let Some(tenant) = self.tenants.get(id) {
+                tenant.wake_to_send();
+            }
+        }
+    }
+
+    /// Does what waited for the store.
+    pub(super) fn carry_on(&mut self, deferred: Deferred) {
+        match deferred {
+            Deferred::Decide(session, receipt, outcome) => self.decide(session, receipt, outcome),
+            Deferred::Send(id, packet) => {
+                if self
+                    .tenants
+                    .get(id)
+                    .is_some_and(|t| t.connection.is_serving())
+                {
+                    self.send(id, &packet);
+                }
+            }
+            Deferred::Subscribed(id, packet) => {
+                if self
+                    .tenants
+                    .get(id)
+                    .is_some_and(|t| t.connection.is_serving())
+                {
+                    self.send(id, &packet);
+                    self.begin_walks(id);
+                }
+            }
+            Deferred::Admit(id) => self.admit(id),
+        }
+    }
+
+    /// How full each session is, for the simulation.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn inspect(&mut self) -> Vec<Inspection> {
+        let ids: Vec<SessionId> = self.sessions.all(self.number);
+        ids.into_iter()
+            .filter_map(|id| {
+                let session = self.sessions.get(id)?;
+                let gauge = self.exchange.gauge(id);
+                Some(Inspection {
+                    client_id: Arc::clone(&session.client_id),
+                    online: session.online().is_some(),
+                    stored: session.is_stored(),
+                    waiting: session.waiting(),
+                    waiting_bytes: session.waiting_bytes(),
+                    in_flight: session.undelivered() - session.waiting(),
+                    gauge_messages: gauge.messages() as usize,
+                    gauge_bytes: gauge.bytes(),
+                })
+            })
+            .collect()
+    }
+
     // ----- inside -----
 
+    /// Works on a session, together with the outbox of its connection, if it has one.
+    pub(super) fn with_session<T>(
+        &mut self,
+        id: SessionId,
+        work: impl FnOnce(&mut Session, Option<&mut super::outbox::Outbox>, &mut Context<'_>) -> T,
+    ) -> Option<T> {
+        let session = self.sessions.get(id)?;
+        let number = self.storing.number();
+        let Storing {
+            batch, deferred, ..
+        } = &mut self.storing;
+        let mut cx = Context {
+            exchange: &self.exchange,
+            counters: &self.counters,
+            now: self.now,
+            batch,
+            number,
+            deferred,
+        };
+        let tenant = session.online().and_then(|id| self.tenants.get(id));
+        Some(work(session, tenant.map(|t| &mut t.outbox), &mut cx))
+    }
+
+    /// As [`with_session`](Shard::with_session), for the session of a connection that is served.
+    pub(super) fn with_outbox(
+        &mut self,
+        id: ConnectionId,
+        work: impl FnOnce(&mut Session, &mut super::outbox::Outbox, &mut Context<'_>),
+    ) {
+        let Some(session) = self.tenants.get(id).and_then(|tenant| tenant.session) else {
+            return;
+        };
+        self.with_session(session, |session, outbox, cx| {
+            if let Some(outbox) = outbox {
+                work(session, outbox, cx);
+            }
+        });
+        if let Some(tenant) = self.tenants.get(id) {
+            tenant.wake_to_send();
+        }
+    }
+
+    fn expired(&mut self, id: ConnectionId, expired: &mut Vec<mqtt::PacketId>) {
+        if !expired.is_empty() {
+            self.with_outbox(id, |session, outbox, cx| {
+                session.expired(expired, outbox, cx);
+            });
+            expired.clear();
+        }
+    }
+
+    /// Hands a message to its session.
+    pub(super) fn offer(&mut self, post: Post) {
+        let Post {
+            to,
+            owner,
+            mut delivery,
+        } = post;
+        if to.shard() != self.number {
+            delivery.put_waiting(owner, &mut self.storing.batch);
+            self.remote[to.shard()].push(Post {
+                to,
+                owner,
+                delivery,
+            });
+            return;
+        }
+        let gone = match self.sessions.get(to) {
+            None => true,
+            Some(session) => {
+                delivery.share.is_some()
+                    && session.online().is_none()
+                    && !planted!(self.exchange, SharedToAway)
+            }
+        };
+        if gone {
+            return self.pass_on(to, vec![delivery]);
+        }
+        let offered = self.with_session(to, |session, outbox, cx| {
+            let offered = session.offer(delivery, outbox, cx);
+            (session.online(), offered, session.is_pressing(cx.exchange))
+        });
+        let Some((Some(id), offered, session_presses)) = offered else {
+            return;
+        };
+        match offered {
+            Offered::Queued => {
+                let Some(tenant) = self.tenants.get(id) else {
+                    return;
+                };
+                tenant.wake_to_send();
+                if session_presses || tenant.outbox.is_pressing(&self.exchange.limits) {
+                    self.tenants.press(id);
+                }
+            }
+            Offered::Dropped => {}
+            Offered::Overflow => self.tenants.overflowed.push(id),
+        }
+    }
+
+    /// Whether retained messages are still to be sent on a connection.
+    fn has_walks(&mut self, id: ConnectionId) -> bool {
+        let session = self.tenants.get(id).and_then(|tenant| tenant.session);
+        let session = session.and_then(|id| self.sessions.get(id));
+        session.is_some_and(|session| session.online() == Some(id) && !session.walks.is_empty())
+    }
+
+    /// Sends retained messages on a connection, if any are to be sent.
+    pub(super) fn begin_walks(&mut self, id: ConnectionId) {
+        if self.has_walks(id) && !self.walkers.contains(&id) {
+            self.walkers.push_back(id);
+        }
+    }
+
     /// Gives a connection an input and carries out what it answers.
-    fn step(
+    pub(super) fn step(
         &mut self,
         id: ConnectionId,
         input: impl FnOnce(&mut Connection, Moment, &Limits, &mut Vec<Output>),
@@ -326,27 +739,58 @@ impl Shard {
     fn carry_out(&mut self, id: ConnectionId, output: Output) {
         match output {
             Output::Send(packet) => self.send(id, &packet),
-            Output::Authenticate(connect) => self.authenticate(id, &connect),
-            Output::Publish(mut publish, receipt) => self.publish(id, &mut publish, receipt),
+            Output::Authenticate(connect) => self.authenticate(id, connect),
+            Output::Auth(auth) => self.auth(id, &auth),
+            Output::Publish(mut publish) => self.publish(id, &mut publish),
+            Output::Release(packet_id) => self.released(id, packet_id),
             Output::Subscribe(subscribe) => self.subscribe(id, &subscribe),
             Output::Unsubscribe(unsubscribe) => self.unsubscribe(id, &unsubscribe),
             Output::Acknowledged(packet_id) => {
                 self.counters.pubacks_received.one();
-                if let Some(tenant) = self.tenants.get(id) {
-                    tenant.outbox.acknowledged(packet_id);
-                }
+                self.with_outbox(id, |session, outbox, cx| {
+                    session.acknowledged(packet_id, outbox, cx);
+                });
+                self.has_room_again(id);
+            }
+            Output::Delivered(packet_id, reason) => self.delivered(id, packet_id, reason),
+            Output::Completed(packet_id) => {
+                self.counters.pubcomps_received.one();
+                self.with_outbox(id, |session, outbox, cx| {
+                    session.completed(packet_id, outbox, cx);
+                });
+                self.has_room_again(id);
             }
             Output::End(end) => self.end(id, end),
         }
     }
 
-    fn close(&mut self, id: ConnectionId, reason: ReasonCode, detail: &'static str) {
+    /// A session has room again, also for what waits in its shared subscriptions.
+    fn has_room_again(&mut self, id: ConnectionId) {
+        if !self.exchange.has_shares() {
+            return;
+        }
+        let session = self.tenants.get(id).and_then(|tenant| tenant.session);
+        let Some(session) = session.and_then(|id| self.sessions.get(id)) else {
+            return;
+        };
+        let shares: Vec<Arc<Share>> = session
+            .subscriptions
+            .values()
+            .filter_map(|held| held.share.clone())
+            .filter(|share| share.group().waiting() > 0)
+            .collect();
+        for share in shares {
+            self.hand_out(&share);
+        }
+    }
+
+    pub(super) fn close(&mut self, id: ConnectionId, reason: ReasonCode, detail: &'static str) {
         self.step(id, |connection, _, _, out| {
             connection.close(reason, detail, out);
         });
     }
 
-    fn file(&mut self, id: ConnectionId, deadline: Option<u64>) {
+    pub(super) fn file(&mut self, id: ConnectionId, deadline: Option<u64>) {
         if let (Some(tenant), Some(deadline)) = (self.tenants.get(id), deadline)
             && deadline < tenant.next_look
         {
@@ -354,31 +798,47 @@ impl Shard {
         }
     }
 
+    pub(super) fn file_session(&mut self, id: SessionId, deadline: Option<u64>) {
+        if let (Some(session), Some(deadline)) = (self.sessions.get(id), deadline)
+            && deadline < session.next_look
+        {
+            session.next_look = self.session_timers.file(deadline, id);
+        }
+    }
+
     /// Encodes an answer.
-    fn send(&mut self, id: ConnectionId, packet: &Packet) {
+    pub(super) fn send(&mut self, id: ConnectionId, packet: &Packet) {
         let Some(tenant) = self.tenants.get(id) else {
             return;
         };
         let version = tenant.connection.version();
-        let limit = tenant.outbox.max_packet_size();
         let control = tenant.outbox.control();
         let start = control.len();
-        match mqtt::encode(packet, version, control) {
-            Ok(()) if control.len() - start <= limit => {
+        let encoded = mqtt::encode(packet, version, control);
+        let size = control.len() - start;
+        match encoded {
+            Ok(()) if tenant.outbox.takes(size) => {
                 match packet {
                     Packet::PubAck(ack) if ack.reason.is_error() => {
                         self.counters.pubacks_sent_failed.one();
                     }
                     Packet::PubAck(_) => self.counters.pubacks_sent.one(),
+                    Packet::PubRec(ack) if ack.reason.is_error() => {
+                        self.counters.pubrecs_sent_failed.one();
+                    }
+                    Packet::PubRec(_) => self.counters.pubrecs_sent.one(),
                     _ => {}
                 }
                 self.counters.packets_out.one();
                 tenant.wake_to_send();
             }
-            // The client takes no packet of this size [MQTT-3.1.2-24], and without its answer the
-            // protocol cannot go on.
+            // The client takes no packet of this size [MQTT-3.1.2-24]. What explains it may be left
+            // out; without the answer itself the protocol cannot go on.
             Ok(()) => {
-                control.truncate(start);
+                tenant.outbox.control().truncate(start);
+                if let Some(shorter) = super::publishing::without_explanation(packet) {
+                    return self.send(id, &shorter);
+                }
                 if !tenant.connection.is_ended() {
                     self.close(
                         id,
@@ -397,475 +857,26 @@ impl Shard {
             }
         }
     }
+}
 
-    fn authenticate(&mut self, id: ConnectionId, connect: &Connect) {
-        let Some(tenant) = self.tenants.get(id) else {
-            return;
-        };
-        tenant.outbox.set_client_limits(
-            connect
-                .properties
-                .receive_maximum
-                .map_or(u16::MAX, u16::from)
-                .min(self.exchange.limits.max_inflight),
-            connect
-                .properties
-                .maximum_packet_size
-                .map_or(usize::MAX, |size| size.get() as usize),
-        );
-        let assigned = connect
-            .client_id
-            .is_empty()
-            .then(|| self.exchange.assign_client_id());
-        let joined = join(&self.exchange, tenant, id, connect, assigned.as_deref());
-        match joined {
-            Ok((identity, admission)) => {
-                // Not needed again, and a kilobyte per connection.
-                tenant.origin.certificates = Vec::new();
-                tenant.identity = Some(identity);
-                // MQTT 3.1.1 has no way to tell the client, nor does it need to know.
-                let assigned = assigned.map(|assigned| assigned.as_str().into());
-                tenant.connection.identified(assigned);
-                match admission {
-                    Admission::Wait { evict: Some(old) } => {
-                        self.exchange.post(old, Mail::Evict(old));
-                    }
-                    Admission::Wait { evict: None } => {}
-                    _ => self.admit(id),
-                }
-            }
-            Err(Refusal { reason, log }) => {
-                self.step(id, |connection, _, _, out| {
-                    connection.refuse(reason, log, out);
-                });
-            }
-        }
-    }
-
-    fn admit(&mut self, id: ConnectionId) {
-        let Some(tenant) = self.tenants.get(id) else {
-            return;
-        };
-        if tenant.connection.is_ended() || tenant.connection.is_serving() {
-            return;
-        }
-        if let Some(identity) = &tenant.identity {
-            self.counters.connects_accepted.one();
-            tracing::info!(
-                event = "client.connected",
-                client = %identity.client_id,
-                principal = %identity.principal,
-                peer = %tenant.origin.peer,
-                listener = %tenant.origin.listener,
-                version = %tenant.connection.version(),
-            );
-        }
-        self.step(id, |connection, now, _, out| connection.admit(now, out));
-        if let Some(tenant) = self.tenants.get(id) {
-            let deadline = tenant.connection.deadline();
-            // It may have stopped reading from its transport.
-            tenant.wake();
-            self.file(id, deadline);
-        }
-        if self.state == State::Closing {
-            self.step(id, |connection, _, _, out| connection.drain(out));
-        }
-    }
-
-    fn publish(&mut self, id: ConnectionId, publish: &mut Publish, receipt: Receipt) {
-        match publish.qos {
-            QoS::AtMostOnce => self.counters.messages_in_qos0.one(),
-            _ => self.counters.messages_in_qos1.one(),
-        }
-        let Some(tenant) = self.tenants.get(id) else {
-            return;
-        };
-        let Some(identity) = &tenant.identity else {
-            return;
-        };
-        if self.exchange.hooks.may_publish(identity, &publish.topic) == Decision::Deny {
-            self.counters.dropped_unauthorized.one();
-            if tenant.denials == Denials::Unseen {
-                tenant.denials = Denials::Logged;
-                tracing::warn!(
-                    event = "client.publish_denied",
-                    client = %identity.client_id,
-                    principal = %identity.principal,
-                    peer = %tenant.origin.peer,
-                    topic = %publish.topic,
-                    "further ones of this connection are only counted",
-                );
-            }
-            return self.decide(id, receipt, ReasonCode::NotAuthorized);
-        }
-        let decided = match tap(
-            &self.exchange,
-            &self.mailbox,
-            &self.counters,
-            identity,
-            (id, receipt),
-            publish,
-            self.now,
-        ) {
-            Tapped::Refused(reason) => {
-                if receipt == Receipt::NONE {
-                    self.counters.dropped_tap_refused.one();
-                }
-                return self.decide(id, receipt, reason);
-            }
-            Tapped::Pending => None,
-            Tapped::Done(outcome) => Some(outcome),
-            Tapped::NotWanted => Some(ReasonCode::NoMatchingSubscribers),
-        };
-        let receivers = self.route(publish, Some(id));
-        match decided {
-            None => {}
-            Some(ReasonCode::NoMatchingSubscribers) if receivers > 0 => {
-                self.decide(id, receipt, ReasonCode::Success);
-            }
-            Some(outcome) => {
-                if outcome == ReasonCode::NoMatchingSubscribers {
-                    self.counters.messages_unmatched.one();
-                }
-                self.decide(id, receipt, outcome);
-            }
-        }
-    }
-
-    /// Hands a message to its receivers; returns how many there are.
-    fn route(&mut self, publish: &mut Publish, from: Option<ConnectionId>) -> usize {
-        let Shard {
-            number,
-            exchange,
-            counters,
-            tenants,
-            remote,
-            fanout,
-            now,
-            ..
-        } = self;
-        fanout.route(&exchange.index, publish, from, *now, |to, frame| {
-            if to.shard() == *number {
-                tenants.offer(to, frame, &exchange.limits, counters);
-            } else {
-                remote[to.shard()].push(Delivery {
-                    to,
-                    frame: frame.clone(),
-                });
-            }
-        })
-    }
-
-    fn durable(&mut self, id: ConnectionId, receipt: Receipt, outcome: Result<(), ReasonCode>) {
-        if outcome.is_err() {
-            self.counters.tap_failed.one();
-        }
-        let reason = match outcome {
-            Ok(()) => ReasonCode::Success,
-            Err(reason) => failure(reason),
-        };
-        self.decide(id, receipt, reason);
-    }
-
-    fn decide(&mut self, id: ConnectionId, receipt: Receipt, outcome: ReasonCode) {
-        if receipt != Receipt::NONE {
-            self.step(id, |connection, _, _, out| {
-                connection.decide(receipt, outcome, out);
-            });
-        }
-    }
-
-    fn subscribe(&mut self, id: ConnectionId, subscribe: &Subscribe) {
-        let exchange = &self.exchange;
-        let limits = &exchange.limits;
-        let Some(tenant) = self.tenants.get(id) else {
-            return;
-        };
-        let Some(identity) = &tenant.identity else {
-            return;
-        };
-        let version = tenant.connection.version();
-        let subscription_id = subscribe
-            .properties
-            .subscription_id
-            .map_or(0, |id| id.get());
-        let mut reasons = Vec::with_capacity(subscribe.subscriptions.len());
-        let mut granted = Vec::with_capacity(subscribe.subscriptions.len());
-        for asked in &subscribe.subscriptions {
-            let filter = asked.filter.as_str();
-            let known = tenant.subscriptions.get(filter).cloned();
-            let reason = if asked.filter.is_shared() {
-                ReasonCode::SharedSubscriptionsNotSupported
-            } else if asked.filter.levels().count() > limits.max_filter_levels {
-                ReasonCode::TopicFilterInvalid
-            } else if known.is_none() && tenant.subscriptions.len() >= limits.max_subscriptions {
-                ReasonCode::QuotaExceeded
-            } else if exchange.hooks.may_subscribe(identity, filter) == Decision::Deny {
-                tracing::warn!(
-                    event = "client.subscribe_denied",
-                    client = %identity.client_id,
-                    principal = %identity.principal,
-                    peer = %tenant.origin.peer,
-                    filter,
-                );
-                ReasonCode::NotAuthorized
-            } else {
-                let qos = asked.qos.min(QoS::AtLeastOnce);
-                let filter = known.unwrap_or_else(|| {
-                    let filter: Arc<str> = filter.into();
-                    tenant.subscriptions.insert(Arc::clone(&filter));
-                    filter
-                });
-                granted.push((
-                    filter,
-                    Subscriber {
-                        to: id,
-                        id: subscription_id,
-                        granted: qos,
-                        version,
-                        own: match asked.no_local {
-                            true => OwnMessages::Skip,
-                            false => OwnMessages::Deliver,
-                        },
-                        retain: match asked.retain_as_published {
-                            true => RetainFlag::AsPublished,
-                            false => RetainFlag::Clear,
-                        },
-                    },
-                ));
-                ReasonCode::granted(qos)
-            };
-            reasons.push(reason);
-        }
-        self.counters.subscribes_granted.many(granted.len() as u64);
-        self.counters
-            .subscribes_refused
-            .many((reasons.len() - granted.len()) as u64);
-        if !granted.is_empty() {
-            let mut index = exchange.index_mut();
-            for (filter, subscriber) in granted {
-                index.subscribe(&filter, subscriber);
-            }
-        }
-        // After the index has it: what is published once SUBACK is seen is delivered.
-        let answer = SubAck {
-            packet_id: subscribe.packet_id,
-            reasons,
-            properties: SubAckProperties::default(),
-        };
-        self.send(id, &answer.into());
-    }
-
-    fn unsubscribe(&mut self, id: ConnectionId, unsubscribe: &Unsubscribe) {
-        let Some(tenant) = self.tenants.get(id) else {
-            return;
-        };
-        let mut reasons = Vec::with_capacity(unsubscribe.filters.len());
-        for filter in &unsubscribe.filters {
-            let existed = tenant.subscriptions.remove(filter.as_str());
-            if existed {
-                self.exchange.index_mut().unsubscribe(filter.as_str(), id);
-            }
-            reasons.push(match existed {
-                true => ReasonCode::Success,
-                false => ReasonCode::NoSubscriptionExisted,
-            });
-        }
-        let answer = UnsubAck {
-            packet_id: unsubscribe.packet_id,
-            reasons,
-            properties: UnsubAckProperties::default(),
-        };
-        self.send(id, &answer.into());
-    }
-
-    /// A connection is over: its subscriptions go, its will is published, its place becomes free.
-    fn end(&mut self, id: ConnectionId, end: End) {
-        let Some(tenant) = self.tenants.get(id) else {
-            return;
-        };
-        tenant.farewell = match end.by {
-            EndedBy::Network => Farewell::Drop,
-            EndedBy::Client => Farewell::Flush,
-            EndedBy::Broker | EndedBy::Refusal => Farewell::Linger,
-        };
-        let undelivered = tenant.outbox.drop_messages();
-        let subscriptions = std::mem::take(&mut tenant.subscriptions);
-        let identity = tenant.identity.take();
-        let peer = tenant.origin.peer;
-        tenant.wake();
-        self.counters.dropped_session_end.many(undelivered as u64);
-        if !subscriptions.is_empty() {
-            let mut index = self.exchange.index_mut();
-            for filter in &subscriptions {
-                index.unsubscribe(filter, id);
-            }
-        }
-        let (client, principal) = match &identity {
-            Some(identity) => (&*identity.client_id, &*identity.principal),
-            None => ("", ""),
-        };
-        match end.by {
-            EndedBy::Refusal => {
-                self.counters.connects_refused.one(end.reason);
-                tracing::warn!(
-                    event = "client.refused",
-                    client,
-                    principal,
-                    %peer,
-                    reason = %end.reason,
-                    detail = %end.detail,
-                );
-            }
-            EndedBy::Client | EndedBy::Broker | EndedBy::Network => {
-                self.counters.disconnects.one(end.reason);
-                tracing::info!(
-                    event = "client.disconnected",
-                    client,
-                    principal,
-                    %peer,
-                    by = ?end.by,
-                    reason = %end.reason,
-                    detail = %end.detail,
-                    undelivered,
-                );
-            }
-        }
-        let Some(identity) = identity else {
-            return;
-        };
-        if let Some(mut will) = end.will {
-            self.publish_will(id, &identity, &mut will);
-        }
-        // Last: whoever waits for the client identifier must find nothing of this one.
-        let next = self
-            .exchange
-            .registry()
-            .leave(id, &identity.client_id, &identity.principal);
-        if let Some(next) = next {
-            self.exchange.post(next, Mail::Admit(next));
-        }
-    }
-
-    fn publish_will(&mut self, id: ConnectionId, identity: &Identity, will: &mut Publish) {
-        // Access may have changed since CONNECT.
-        if self.exchange.hooks.may_publish(identity, &will.topic) == Decision::Deny {
-            self.counters.dropped_unauthorized.one();
-            return;
-        }
-        let tapped = tap(
-            &self.exchange,
-            &self.mailbox,
-            &self.counters,
-            identity,
-            (id, Receipt::NONE),
-            will,
-            self.now,
-        );
-        if let Tapped::Refused(_) = tapped {
-            self.counters.dropped_tap_refused.one();
-            return;
-        }
-        self.counters.wills_published.one();
-        self.route(will, Some(id));
+impl Drop for Shard {
+    /// The broker stops, and other shards may still be at work: what goes out of memory here must not
+    /// go out of the store.
+    fn drop(&mut self) {
+        self.exchange.trash.close();
     }
 }
 
-/// Asks who a client is and registers it.
-fn join(
-    exchange: &Exchange,
-    tenant: &Tenant,
-    id: ConnectionId,
-    connect: &Connect,
-    assigned: Option<&str>,
-) -> Result<(Identity, Admission), Refusal> {
-    for _ in 0..MAX_AUTHENTICATIONS {
-        let epoch = exchange.registry().epoch();
-        let identity = exchange.hooks.authenticate(&ConnectAttempt {
-            listener: &tenant.origin.listener,
-            peer: tenant.origin.peer,
-            client_id: assigned.unwrap_or(&connect.client_id),
-            username: connect.username.as_deref(),
-            password: connect.password.as_deref(),
-            certificates: &tenant.origin.certificates,
-        })?;
-        if let Some(will) = tenant.connection.will()
-            && exchange.hooks.may_publish(&identity, &will.topic) == Decision::Deny
-        {
-            return Err(Refusal::new(
-                ReasonCode::NotAuthorized,
-                format!("the will may not be published to `{}`", will.topic),
-            ));
-        }
-        let admission = exchange.registry().join(
-            id,
-            &identity.client_id,
-            &identity.principal,
-            epoch,
-            exchange.limits.max_connections,
-        );
-        match admission {
-            Admission::Stale => {}
-            Admission::Full => {
-                let limit = exchange.limits.max_connections;
-                return Err(Refusal::new(
-                    ReasonCode::QuotaExceeded,
-                    format!("{limit} clients are connected, which is the limit"),
-                ));
-            }
-            admission => return Ok((identity, admission)),
-        }
-    }
-    Err(Refusal::new(
-        ReasonCode::ServerBusy,
-        "access kept changing while the client connected",
-    ))
-}
-
-/// What the tap made of a message.
-enum Tapped {
-    NotWanted,
-    Pending,
-    /// Taken, and the outcome is known already.
-    Done(ReasonCode),
-    Refused(ReasonCode),
-}
-
-fn tap(
-    exchange: &Exchange,
-    mailbox: &Arc<Mailbox>,
-    counters: &Counters,
-    identity: &Identity,
-    (id, receipt): (ConnectionId, Receipt),
-    publish: &Publish,
-    now: Moment,
-) -> Tapped {
-    let done = Acknowledge::new(Arc::clone(mailbox), id, receipt);
-    let (answer, said) = acknowledge::while_tapping(id, receipt, || {
-        exchange.hooks.tap(identity, publish, now.wall_us, done)
-    });
-    match (answer, said) {
-        (Tap::NotWanted, _) => Tapped::NotWanted,
-        (Tap::Refused(reason), _) => Tapped::Refused(failure(reason)),
-        (Tap::Taken, said) => {
-            counters.tap_taken.one();
-            match said {
-                None => Tapped::Pending,
-                Some(Ok(())) => Tapped::Done(ReasonCode::Success),
-                Some(Err(reason)) => {
-                    counters.tap_failed.one();
-                    Tapped::Done(failure(reason))
-                }
-            }
-        }
-    }
-}
-
-/// A reason that says no: hooks that fail with a code of success would have a message acknowledged
-/// that nobody kept.
-fn failure(reason: ReasonCode) -> ReasonCode {
-    match reason.is_error() {
-        true => reason,
-        false => ReasonCode::UnspecifiedError,
-    }
+/// How full a session is, for the simulation.
+#[cfg(any(test, feature = "simulation"))]
+#[derive(Debug, Clone)]
+pub(crate) struct Inspection {
+    pub(crate) client_id: Arc<str>,
+    pub(crate) online: bool,
+    pub(crate) stored: bool,
+    pub(crate) waiting: usize,
+    pub(crate) waiting_bytes: usize,
+    pub(crate) in_flight: usize,
+    pub(crate) gauge_messages: usize,
+    pub(crate) gauge_bytes: usize,
 }

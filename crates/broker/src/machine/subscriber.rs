@@ -2,14 +2,17 @@
 
 use std::collections::HashMap;
 
+use journal::RecordId;
 use mqtt::{QoS, Version};
 
-use super::ConnectionId;
+use super::slots::SessionId;
 
-/// Where a matching message goes and in what shape. Small (16 bytes): a fan-out copies thousands.
+/// Where a matching message goes and in what shape. Small (24 bytes): a fan-out copies thousands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Subscriber {
-    pub(crate) to: ConnectionId,
+    pub(crate) to: SessionId,
+    /// The record of a stored session; [`TRANSIENT`] if there is none.
+    pub(crate) session: RecordId,
     /// Subscription identifier, 0 for none (0 is not a legal one).
     pub(crate) id: u32,
     pub(crate) granted: QoS,
@@ -18,6 +21,29 @@ pub(crate) struct Subscriber {
     pub(crate) retain: RetainFlag,
 }
 
+impl Subscriber {
+    /// In the index of shared filters: the place of a share instead of a session.
+    pub(crate) fn share(place: u32) -> Subscriber {
+        Subscriber {
+            to: SessionId::new(0, place & 0x00FF_FFFF, place >> 24),
+            session: TRANSIENT,
+            id: 0,
+            granted: QoS::AtMostOnce,
+            version: Version::V5,
+            own: OwnMessages::Deliver,
+            retain: RetainFlag::Clear,
+        }
+    }
+
+    /// The place of a share, in the index of shared filters.
+    pub(crate) fn share_place(&self) -> usize {
+        (self.to.tenancy() << 24 | self.to.slot()) as usize
+    }
+}
+
+/// In place of the record of a session that has none.
+pub(crate) const TRANSIENT: RecordId = RecordId(0);
+
 /// Whether a subscriber gets what its own connection published (No Local, section 3.8.3.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OwnMessages {
@@ -25,9 +51,9 @@ pub(crate) enum OwnMessages {
     Skip,
 }
 
-/// Retain As Published (section 3.8.3.1). Kept for the day retained messages exist: as long as
-/// RETAIN is refused in PUBLISH, both mean a delivery with the flag clear.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Retain As Published (section 3.8.3.1): what becomes of RETAIN on a message that is delivered as it
+/// comes in. Ordered: where two subscriptions of a session match, the greater one counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum RetainFlag {
     Clear,
     AsPublished,
@@ -58,7 +84,7 @@ pub(crate) enum Subscribers {
 pub(crate) struct Crowd {
     list: Vec<Subscriber>,
     /// Position of each subscriber in `list`, once there are more than [`SEARCHED`].
-    places: HashMap<ConnectionId, u32>,
+    places: HashMap<SessionId, u32>,
 }
 
 impl Subscribers {
@@ -96,8 +122,19 @@ impl Subscribers {
         }
     }
 
+    pub(crate) fn get_mut(&mut self, who: SessionId) -> Option<&mut Subscriber> {
+        match self {
+            Subscribers::None => None,
+            Subscribers::One(one) => Some(one).filter(|one| one.to == who),
+            Subscribers::Crowd(crowd) => {
+                let place = crowd.place_of(who)?;
+                crowd.list.get_mut(place)
+            }
+        }
+    }
+
     /// Removes a subscriber; says whether it was there.
-    pub(crate) fn remove(&mut self, who: ConnectionId) -> bool {
+    pub(crate) fn remove(&mut self, who: SessionId) -> bool {
         match self {
             Subscribers::None => false,
             Subscribers::One(one) if one.to == who => {
@@ -117,7 +154,7 @@ impl Subscribers {
 }
 
 impl Crowd {
-    fn place_of(&self, who: ConnectionId) -> Option<usize> {
+    fn place_of(&self, who: SessionId) -> Option<usize> {
         if self.places.is_empty() {
             self.list.iter().position(|s| s.to == who)
         } else {
@@ -143,7 +180,7 @@ impl Crowd {
         Placed::New
     }
 
-    fn remove(&mut self, who: ConnectionId) -> bool {
+    fn remove(&mut self, who: SessionId) -> bool {
         let Some(place) = self.place_of(who) else {
             return false;
         };
@@ -168,7 +205,8 @@ mod tests {
 
     fn subscriber(slot: u32) -> Subscriber {
         Subscriber {
-            to: ConnectionId::new(0, slot, 0),
+            to: SessionId::new(0, slot, 0),
+            session: TRANSIENT,
             id: 0,
             granted: QoS::AtMostOnce,
             version: Version::V5,

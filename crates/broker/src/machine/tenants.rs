@@ -1,19 +1,18 @@
-//! The connections of a shard, each with all that belongs to it, by slot.
+//! The connections of a shard, each with all that belongs to it.
 
-use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Waker;
 
+use bytes::Bytes;
+use mqtt::Connect;
 use rustls::pki_types::CertificateDer;
 
-use super::ConnectionId;
 use super::connection::Connection;
-use super::frame::Frame;
-use super::outbox::{Offer, Outbox};
-use crate::hooks::Identity;
-use crate::limits::Limits;
-use crate::stats::Counters;
+use super::outbox::Outbox;
+use super::registry::Epoch;
+use super::slots::{ConnectionId, SessionId, Slots};
+use crate::hooks::{EnhancedAuthentication, Identity};
 
 /// Where a connection comes from.
 #[derive(Debug)]
@@ -24,14 +23,19 @@ pub(crate) struct Origin {
     pub(crate) certificates: Vec<CertificateDer<'static>>,
 }
 
-/// One connection with all that belongs to it. Some 600 bytes while idle.
+/// One connection with all that belongs to it. Some 500 bytes while idle, its session apart.
 pub(crate) struct Tenant {
     pub(crate) connection: Connection,
     pub(crate) outbox: Outbox,
     pub(crate) origin: Origin,
-    /// Set while registered.
-    pub(crate) identity: Option<Identity>,
-    pub(crate) subscriptions: HashSet<Arc<str>>,
+    /// From CONNECT until its session is there.
+    pub(crate) joiner: Option<Box<Joiner>>,
+    /// An enhanced authentication under way.
+    pub(crate) authentication: Option<Box<dyn EnhancedAuthentication>>,
+    /// Set while the session has this connection.
+    pub(crate) session: Option<SessionId>,
+    /// The client's Receive Maximum, as far as we use it.
+    pub(crate) receive_maximum: u16,
     /// The tick at which the timers bring this connection up; older entries are stale.
     pub(crate) next_look: u64,
     /// Whom to tell that there is something to do. Kept, not taken: telling is by reference.
@@ -41,6 +45,39 @@ pub(crate) struct Tenant {
     /// A refused publish is logged once per connection, not once per message.
     pub(crate) denials: Denials,
     pub(crate) farewell: Farewell,
+}
+
+/// A client between CONNECT and its session.
+pub(crate) struct Joiner {
+    pub(crate) connect: Box<Connect>,
+    /// The client identifier we gave it, if it had none.
+    pub(crate) assigned: Option<String>,
+    /// Once it is known, and since when that holds.
+    pub(crate) known: Option<(Identity, Epoch)>,
+    /// The last word of an enhanced authentication.
+    pub(crate) auth_data: Option<Bytes>,
+}
+
+/// A connection on its way to the shard of its session.
+pub(crate) struct Departure {
+    pub(crate) to: usize,
+    pub(crate) tenant: Box<Tenant>,
+}
+
+impl Departure {
+    /// The shard to take it to.
+    pub(crate) fn to(&self) -> usize {
+        self.to
+    }
+}
+
+impl std::fmt::Debug for Departure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Departure")
+            .field("to", &self.to)
+            .field("peer", &self.tenant.origin.peer)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Whether the connection's task waits, and for what.
@@ -85,8 +122,10 @@ impl Tenant {
             connection,
             outbox: Outbox::new(),
             origin,
-            identity: None,
-            subscriptions: HashSet::new(),
+            joiner: None,
+            authentication: None,
+            session: None,
+            receive_maximum: 0,
             next_look: u64::MAX,
             waker: None,
             rest: Rest::Awake,
@@ -117,46 +156,24 @@ impl Tenant {
 /// The tenants by slot.
 #[derive(Default)]
 pub(crate) struct Tenants {
-    slots: Vec<Slot>,
-    free: Vec<u32>,
+    slots: Slots<Tenant>,
     /// Connections whose queue is full; closed when the batch ends.
     pub(crate) overflowed: Vec<ConnectionId>,
     /// Number of tenants that are [`Pressure::Pressing`].
     pub(crate) pressing: usize,
 }
 
-#[derive(Default)]
-struct Slot {
-    tenancy: u32,
-    tenant: Option<Box<Tenant>>,
-}
-
 impl Tenants {
     pub(crate) fn is_empty(&self) -> bool {
-        self.slots.len() == self.free.len()
+        self.slots.is_empty()
     }
 
     pub(crate) fn get(&mut self, id: ConnectionId) -> Option<&mut Tenant> {
-        let slot = self.slots.get_mut(id.slot() as usize)?;
-        if slot.tenancy != id.tenancy() {
-            return None;
-        }
-        slot.tenant.as_deref_mut()
+        self.slots.get(id)
     }
 
-    pub(crate) fn insert(&mut self, shard: usize, tenant: Tenant) -> Option<ConnectionId> {
-        let number = match self.free.pop() {
-            Some(number) => number,
-            None if self.slots.len() >= ConnectionId::MAX_SLOTS => return None,
-            None => {
-                self.slots.push(Slot::default());
-                (self.slots.len() - 1) as u32
-            }
-        };
-        let slot = &mut self.slots[number as usize];
-        slot.tenancy = slot.tenancy.wrapping_add(1);
-        slot.tenant = Some(Box::new(tenant));
-        Some(ConnectionId::new(shard, number, slot.tenancy))
+    pub(crate) fn insert(&mut self, shard: usize, tenant: Box<Tenant>) -> Option<ConnectionId> {
+        self.slots.insert(shard, tenant)
     }
 
     /// The connection's task had its turn.
@@ -169,51 +186,24 @@ impl Tenants {
         }
     }
 
-    pub(crate) fn remove(&mut self, id: ConnectionId) {
-        self.relieve(id);
-        if self.get(id).is_some() {
-            self.slots[id.slot() as usize].tenant = None;
-            self.free.push(id.slot());
+    /// Others wait until the connection's task had its turn, unless that would not help.
+    pub(crate) fn press(&mut self, id: ConnectionId) {
+        if let Some(tenant) = self.slots.get(id)
+            && tenant.pressure == Pressure::None
+            && tenant.rest != Rest::Blocked
+        {
+            tenant.pressure = Pressure::Pressing;
+            self.pressing += 1;
         }
+    }
+
+    pub(crate) fn remove(&mut self, id: ConnectionId) -> Option<Box<Tenant>> {
+        self.relieve(id);
+        self.slots.remove(id)
     }
 
     /// The ids of everyone here. Only for stopping.
     pub(crate) fn all(&self, shard: usize) -> Vec<ConnectionId> {
-        (0..)
-            .zip(&self.slots)
-            .filter(|(_, slot)| slot.tenant.is_some())
-            .map(|(number, slot)| ConnectionId::new(shard, number, slot.tenancy))
-            .collect()
-    }
-
-    /// Queues a message for a connection.
-    pub(crate) fn offer(
-        &mut self,
-        to: ConnectionId,
-        frame: &Frame,
-        limits: &Limits,
-        counters: &Counters,
-    ) {
-        let Some(tenant) = self.get(to) else {
-            return;
-        };
-        if !tenant.connection.is_serving() {
-            return;
-        }
-        match tenant.outbox.offer(frame, limits) {
-            Offer::Queued => {
-                tenant.wake_to_send();
-                if tenant.pressure == Pressure::None
-                    && tenant.rest != Rest::Blocked
-                    && tenant.outbox.is_pressing(limits)
-                {
-                    tenant.pressure = Pressure::Pressing;
-                    self.pressing += 1;
-                }
-            }
-            Offer::Dropped => counters.dropped_queue_full.one(),
-            Offer::TooLarge => counters.dropped_too_large.one(),
-            Offer::Overflow => self.overflowed.push(to),
-        }
+        self.slots.all(shard)
     }
 }

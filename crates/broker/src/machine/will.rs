@@ -1,8 +1,4 @@
-//! The will of a client: the message for the time after it.
-//!
-//! Sessions end with their connection, so a will is due the moment the connection ends without
-//! DISCONNECT 0x00, whatever its Will Delay Interval says: section 3.1.3.2.2 takes the earlier of
-//! delay and session end.
+//! The will of a client: the message for the time after it (section 3.1.2.5).
 
 use bytes::Bytes;
 use mqtt::{Publish, PublishProperties, TopicName, Utf8, Will};

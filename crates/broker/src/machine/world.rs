@@ -12,12 +12,14 @@ use mqtt::{
     SubscribeProperties, Subscription, TopicFilter, Version, Will, WillProperties,
 };
 
+use super::Moment;
 use super::connection::Appetite;
 use super::exchange::Exchange;
 use super::outbox::More;
 use super::shard::Shard;
+use super::slots::ConnectionId;
+use super::store::Forgetful;
 use super::tenants::{Origin, Rest};
-use super::{ConnectionId, Moment};
 use crate::acknowledge::Acknowledge;
 use crate::hooks::{ConnectAttempt, Decision, Hooks, Identity, Refusal, Tap};
 use crate::limits::Limits;
@@ -106,7 +108,14 @@ impl World {
             wall_us: 1_700_000_000_000_000,
         };
         let hooks: Arc<dyn Hooks> = Arc::clone(&outside) as _;
-        let exchange = Arc::new(Exchange::new(hooks, limits, 3, now));
+        let exchange = Arc::new(Exchange::new(
+            hooks,
+            limits,
+            3,
+            now,
+            0,
+            Arc::new(Forgetful::default()),
+        ));
         let shards = (0..3)
             .map(|n| Shard::new(n, Arc::clone(&exchange), now))
             .collect();
@@ -136,6 +145,20 @@ impl World {
             shard.packet(id, packet.into());
         }
         shard.settle();
+    }
+
+    /// A connection that belongs to another shard moves there; returns its id there.
+    pub(crate) fn settle_in(&mut self, id: ConnectionId) -> ConnectionId {
+        let Some(departure) = self.shards[id.shard()].departure(id) else {
+            return id;
+        };
+        let to = departure.to();
+        let moved = self.shards[to].arrive(departure).expect("there is room");
+        if let Some(decoder) = self.decoders.remove(&id) {
+            self.decoders.insert(moved, decoder);
+        }
+        self.deliver_mail();
+        moved
     }
 
     /// Hands in one packet and lets everything that follows happen.
@@ -180,7 +203,7 @@ impl World {
         let decoder = Decoder::for_client(connect.version, u32::MAX);
         self.decoders.insert(id, decoder);
         self.send(id, connect);
-        id
+        self.settle_in(id)
     }
 
     /// A client that is connected.
@@ -199,10 +222,7 @@ impl World {
         qos: QoS,
     ) -> ConnectionId {
         let id = self.client(shard, version, name);
-        assert_eq!(
-            self.subscribe(id, filter, qos),
-            [ReasonCode::granted(qos.min(QoS::AtLeastOnce))]
-        );
+        assert_eq!(self.subscribe(id, filter, qos), [ReasonCode::granted(qos)]);
         id
     }
 

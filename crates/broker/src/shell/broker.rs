@@ -2,23 +2,27 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use std::{fmt, io};
 
+use journal::{Durability, Journal};
 use mqtt::{Publish, ReasonCode};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::acceptor::{self, Sockets};
 use super::clock::Clock;
-use super::worker;
+use super::store::{self, Loaded, StoreError};
+use super::worker::{self, Ways};
 use crate::hooks::Hooks;
 use crate::limits::Limits;
-use crate::machine::ConnectionId;
 use crate::machine::exchange::Exchange;
 use crate::machine::mailbox::Mail;
+use crate::machine::slots::ConnectionId;
+use crate::recovery::Recovery;
 use crate::stats::Stats;
 
 /// What to listen on, and within which limits.
@@ -30,6 +34,37 @@ pub struct BrokerConfig {
     pub limits: Limits,
     /// Worker threads, at most 256; `None` for one per processor.
     pub workers: Option<NonZeroUsize>,
+    /// Where sessions, queued and retained messages are kept.
+    pub store: Store,
+}
+
+/// Where sessions, queued and retained messages are kept.
+#[derive(Debug, Clone, Default)]
+pub enum Store {
+    /// In memory: they end with the process.
+    #[default]
+    Memory,
+    /// In a directory too: they survive the process, however it ends.
+    Directory(StoreConfig),
+}
+
+/// A directory for sessions.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// Made if it is not there. One broker at a time.
+    pub dir: PathBuf,
+    /// Whether "kept" means synced to the disk.
+    pub durability: Durability,
+}
+
+impl StoreConfig {
+    /// Synced to the disk.
+    pub fn new(dir: impl Into<PathBuf>) -> StoreConfig {
+        StoreConfig {
+            dir: dir.into(),
+            durability: Durability::Fsync,
+        }
+    }
 }
 
 impl BrokerConfig {
@@ -39,6 +74,7 @@ impl BrokerConfig {
             listeners,
             limits: Limits::default(),
             workers: None,
+            store: Store::Memory,
         }
     }
 }
@@ -154,6 +190,14 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// The store of sessions could not be opened or read.
+    #[error("open the session store in {}", dir.display())]
+    Store {
+        /// Where.
+        dir: PathBuf,
+        /// Why.
+        source: StoreError,
+    },
     /// A thread or its runtime could not be started.
     #[error("start thread `{name}`")]
     Thread {
@@ -179,6 +223,7 @@ impl Broker {
             listeners,
             limits,
             workers,
+            store,
         } = config;
         check(&limits)?;
         let workers = workers
@@ -201,7 +246,12 @@ impl Broker {
         let bound = listeners.iter().map(|l| l.bound.clone()).collect();
 
         let clock = Clock::start();
-        let exchange = Arc::new(Exchange::new(hooks, limits, workers, clock.now()));
+        let Loaded {
+            exchange,
+            shards,
+            recovery,
+            journal,
+        } = store::load(&store, hooks, limits, workers, clock)?;
         let sockets = Arc::new(Sockets::default());
         let accepting = CancellationToken::new();
         let (running, stopped) = watch::channel(());
@@ -212,14 +262,23 @@ impl Broker {
             sockets: Arc::clone(&sockets),
             clock,
             bound,
+            recovery,
+            journal,
             accepting: accepting.clone(),
             stopped,
             threads: Mutex::default(),
         };
         let mut inboxes = Vec::with_capacity(workers);
-        for number in 0..workers {
+        let (removals, ways): (Vec<_>, Vec<_>) =
+            (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
+        for ((number, shard), arrivals) in (0..).zip(shards).zip(ways) {
+            let ways = Ways {
+                removals: removals.clone(),
+                arrivals,
+            };
+            let exchange = Arc::clone(&exchange);
             let (thread, inbox) =
-                worker::spawn(number, Arc::clone(&exchange), clock, running.clone())?;
+                worker::spawn(number, shard, exchange, clock, ways, running.clone())?;
             threads.push(thread);
             inboxes.push(inbox);
         }
@@ -297,6 +356,8 @@ struct Running {
     sockets: Arc<Sockets>,
     clock: Clock,
     bound: Vec<Bound>,
+    recovery: Recovery,
+    journal: Option<Arc<Journal>>,
     accepting: CancellationToken,
     /// Errors once every thread has dropped its sender.
     stopped: watch::Receiver<()>,
@@ -331,9 +392,32 @@ impl BrokerHandle {
     /// Counts since start.
     pub fn stats(&self) -> Stats {
         let mut stats = self.inner.exchange.stats();
+        if let Some(journal) = &self.inner.journal {
+            stats.store = store::stats(journal);
+        }
         stats.pending_connections =
             (self.inner.sockets.open() as u64).saturating_sub(stats.connections);
         stats
+    }
+
+    /// What was found in the store at the start.
+    pub fn recovery(&self) -> &Recovery {
+        &self.inner.recovery
+    }
+
+    /// What `principal` may do has changed: its subscriptions, connected or not, are checked again and
+    /// those denied are removed; what is queued for it is checked when it is delivered. Returns at once.
+    ///
+    /// A stored session that lost a subscription is not taken up again: its client is told "session
+    /// present 0" the next time it connects, and subscribes to what it may have then.
+    pub fn access_changed(&self, principal: &str) {
+        self.inner.exchange.access_changed(principal);
+    }
+
+    /// As [`access_changed`](BrokerHandle::access_changed), for every principal: when it is not known
+    /// whose access changed. Costs a question to the hooks for every subscription there is.
+    pub fn access_changed_for_all(&self) {
+        self.inner.exchange.access_changed_for_all();
     }
 
     /// Disconnects every connection of `principal` ([`Identity::principal`](crate::Identity)), now,
@@ -346,9 +430,9 @@ impl BrokerHandle {
         self.inner.exchange.disconnect_principal(principal, reason)
     }
 
-    /// Publishes on behalf of the program itself: to all subscribers, past access checks and tap.
-    /// RETAIN, packet id and QoS 2 are ignored (sent as QoS 1 at most). Returns the number of
-    /// receivers; QoS 0 may still be dropped at a full queue.
+    /// Publishes on behalf of the program itself: to all subscribers, past access checks and tap, and
+    /// into the retained messages if RETAIN is set. Packet id and topic alias are ignored. Returns the
+    /// number of receivers; QoS 0 may still be dropped at a full queue.
     pub fn publish(&self, message: &Publish) -> usize {
         self.inner
             .exchange
@@ -392,6 +476,11 @@ impl BrokerHandle {
         for thread in threads {
             // Past its last statement, so this does not block; a panic was reported by the hook.
             let _ = thread.join();
+        }
+        if let Some(journal) = &self.inner.journal
+            && let Err(error) = journal.close()
+        {
+            tracing::error!(event = "store.close_failed", %error);
         }
         tracing::info!(event = "broker.stopped", cut = report.cut);
         report

@@ -18,14 +18,15 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use mqtt::Decoder;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::AsyncReadExt;
 use tokio::time::Sleep;
 
 use super::acceptor::Place;
-use super::worker::{READ_BUFFER, Worker};
-use crate::machine::ConnectionId;
+use super::socket::Movable;
+use super::worker::{READ_BUFFER, Removal, Worker};
 use crate::machine::connection::Appetite;
-use crate::machine::tenants::{Farewell, Origin, Rest};
+use crate::machine::slots::ConnectionId;
+use crate::machine::tenants::{Departure, Farewell, Origin, Rest};
 
 /// Bytes read in one turn; more would make others on this worker wait. 300 messages of 200 bytes.
 const BYTES_PER_TURN: usize = 64 * 1024;
@@ -47,7 +48,8 @@ const CONGESTION_PAUSE: Duration = Duration::from_millis(1);
 pub(crate) struct Link<S> {
     worker: Rc<Worker>,
     id: ConnectionId,
-    transport: S,
+    /// `None` once it moved to another worker.
+    transport: Option<S>,
     decoder: Decoder,
     /// Received, and not a whole packet yet or not wanted yet.
     partial: BytesMut,
@@ -57,7 +59,17 @@ pub(crate) struct Link<S> {
     stage: Stage,
     /// Set while the link closes or is held up.
     timer: Option<Pin<Box<Sleep>>>,
-    _place: Place,
+    place: Option<Place>,
+}
+
+/// A connection between two workers.
+pub(crate) struct Parcel<S> {
+    departure: Departure,
+    transport: S,
+    decoder: Decoder,
+    partial: BytesMut,
+    unsent: BytesMut,
+    place: Option<Place>,
 }
 
 /// Whether the transport still holds bytes of ours.
@@ -79,7 +91,11 @@ enum Stage {
     Linger,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
+impl<S> Link<S>
+where
+    S: Movable,
+    Removal: From<Parcel<S>>,
+{
     /// Enters the connection at the shard; `None` if it takes nobody.
     pub(crate) fn open(
         worker: Rc<Worker>,
@@ -95,15 +111,77 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         Some(Link {
             worker,
             id,
-            transport,
+            transport: Some(transport),
             decoder: Decoder::for_server(max_packet_size),
             partial: BytesMut::new(),
             unsent: BytesMut::new(),
             flushing: Flushing::Clean,
             stage: Stage::Open,
             timer: None,
-            _place: place,
+            place: Some(place),
         })
+    }
+
+    /// Goes on with a connection from another worker; `None` if the shard takes nobody.
+    pub(crate) fn unpack(worker: Rc<Worker>, parcel: Parcel<S>) -> io::Result<Option<Link<S>>> {
+        let Parcel {
+            departure,
+            mut transport,
+            decoder,
+            partial,
+            unsent,
+            place,
+        } = parcel;
+        transport.attach()?;
+        let mut shard = worker.shard.borrow_mut();
+        shard.set_time(worker.clock.now());
+        let Some(id) = shard.arrive(departure) else {
+            return Ok(None);
+        };
+        drop(shard);
+        Ok(Some(Link {
+            worker,
+            id,
+            transport: Some(transport),
+            decoder,
+            partial,
+            unsent,
+            flushing: Flushing::Needed,
+            stage: Stage::Open,
+            timer: None,
+            place,
+        }))
+    }
+
+    /// Moves to the worker of the session, if that is another one. Says whether it did.
+    fn depart(&mut self) -> io::Result<bool> {
+        let mut shard = self.worker.shard.borrow_mut();
+        let Some(departure) = shard.departure(self.id) else {
+            return Ok(false);
+        };
+        drop(shard);
+        let Some(mut transport) = self.transport.take() else {
+            return Ok(false);
+        };
+        transport.detach()?;
+        let to = departure.to();
+        let parcel = Parcel {
+            departure,
+            transport,
+            decoder: std::mem::replace(&mut self.decoder, Decoder::for_server(1)),
+            partial: std::mem::take(&mut self.partial),
+            unsent: std::mem::take(&mut self.unsent),
+            place: self.place.take(),
+        };
+        self.worker.remove_to(to, parcel.into());
+        Ok(true)
+    }
+
+    fn transport(&mut self) -> io::Result<Pin<&mut S>> {
+        match &mut self.transport {
+            Some(transport) => Ok(Pin::new(transport)),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
     }
 
     /// Runs until there is nothing to do but wait, or the transport fails.
@@ -111,6 +189,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         let mut taken = 0;
         loop {
             let sent = self.send(cx)?;
+            if self.stage == Stage::Open && self.depart()? {
+                return Poll::Ready(Ok(()));
+            }
             match self.stage {
                 Stage::Open => {}
                 Stage::Flush(farewell) => {
@@ -121,7 +202,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
                     continue;
                 }
                 Stage::Shutdown(farewell) => {
-                    let shut = Pin::new(&mut self.transport).poll_shutdown(cx)?;
+                    let shut = self.transport()?.poll_shutdown(cx)?;
                     if shut.is_pending() {
                         return self.time_out(cx);
                     }
@@ -168,7 +249,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     fn send(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, io::Error> {
         loop {
             while !self.unsent.is_empty() {
-                match Pin::new(&mut self.transport).poll_write(cx, &self.unsent)? {
+                let Some(transport) = &mut self.transport else {
+                    return Err(io::ErrorKind::NotConnected.into());
+                };
+                match Pin::new(transport).poll_write(cx, &self.unsent)? {
                     Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
                     Poll::Ready(written) => {
                         self.unsent.advance(written);
@@ -189,7 +273,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             shard.counters().bytes_out.many(scratch.write.len() as u64);
             drop(shard);
             // The common case: all of it goes at once, and nothing is kept.
-            let written = match Pin::new(&mut self.transport).poll_write(cx, &scratch.write)? {
+            let written = match self.transport()?.poll_write(cx, &scratch.write)? {
                 Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(written) => written,
                 Poll::Pending => 0,
@@ -204,7 +288,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             }
         }
         if self.flushing == Flushing::Needed {
-            match Pin::new(&mut self.transport).poll_flush(cx)? {
+            match self.transport()?.poll_flush(cx)? {
                 Poll::Ready(()) => self.flushing = Flushing::Clean,
                 Poll::Pending => return Ok(Poll::Pending),
             }
@@ -218,7 +302,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         if !self.partial.is_empty() {
             let growth = self.partial.len().clamp(MIN_READ, MAX_GROWTH);
             self.partial.reserve(growth);
-            let read = pin!(self.transport.read_buf(&mut self.partial)).poll(cx);
+            let Some(transport) = &mut self.transport else {
+                return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+            };
+            let read = pin!(transport.read_buf(&mut self.partial)).poll(cx);
             let count = ready!(read)?;
             self.received(&worker, count)?;
             self.decode_partial();
@@ -229,7 +316,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         if buffer.capacity() < MIN_READ {
             buffer.reserve(READ_BUFFER);
         }
-        let read = pin!(self.transport.read_buf(buffer)).poll(cx);
+        let mut transport = self.transport()?;
+        let read = pin!(transport.read_buf(buffer)).poll(cx);
         let count = ready!(read)?;
         self.received(&worker, count)?;
         decode(&worker, self.id, &mut self.decoder, buffer);
@@ -284,7 +372,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             if buffer.capacity() < MIN_READ {
                 buffer.reserve(READ_BUFFER);
             }
-            let count = ready!(pin!(self.transport.read_buf(buffer)).poll(cx))?;
+            let mut transport = self.transport()?;
+            let count = ready!(pin!(transport.read_buf(buffer)).poll(cx))?;
             buffer.clear();
             if count == 0 {
                 return Poll::Ready(Ok(()));
@@ -326,7 +415,11 @@ fn decode(worker: &Worker, id: ConnectionId, decoder: &mut Decoder, buffer: &mut
     shard.settle();
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Future for Link<S> {
+impl<S> Future for Link<S>
+where
+    S: Movable,
+    Removal: From<Parcel<S>>,
+{
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {

@@ -12,16 +12,16 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use rustls::pki_types::CertificateDer;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::runtime::LocalOptions;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::acceptor::{Arrival, Place};
 use super::broker::{StartError, Transport};
 use super::clock::Clock;
-use super::link::Link;
+use super::link::{Link, Parcel};
+use super::socket::{Movable, Socket};
 use crate::machine::exchange::Exchange;
 use crate::machine::mailbox::Mail;
 use crate::machine::shard::Shard;
@@ -40,7 +40,16 @@ pub(crate) struct Worker {
     pub(crate) scratch: RefCell<Scratch>,
     pub(crate) clock: Clock,
     pub(crate) exchange: Arc<Exchange>,
+    /// One for each worker.
+    removals: Vec<mpsc::UnboundedSender<Removal>>,
     handshakes: Semaphore,
+}
+
+/// A connection on its way to the worker of its session. How many there can be at once is bounded by
+/// the sockets that are not connected clients yet.
+pub(crate) enum Removal {
+    Tcp(Box<Parcel<Socket>>),
+    Tls(Box<Parcel<TlsStream<Socket>>>),
 }
 
 /// Buffers that all connections of a worker use in turn, so that an idle one holds none.
@@ -53,11 +62,21 @@ pub(crate) struct Scratch {
     pub(crate) write: BytesMut,
 }
 
+/// How connections get from one worker to another.
+pub(crate) struct Ways {
+    /// To each worker.
+    pub(crate) removals: Vec<mpsc::UnboundedSender<Removal>>,
+    /// To this one.
+    pub(crate) arrivals: mpsc::UnboundedReceiver<Removal>,
+}
+
 /// Starts worker `number`. It ends once the broker stops and its last connection is gone.
 pub(crate) fn spawn(
     number: usize,
+    shard: Shard,
     exchange: Arc<Exchange>,
     clock: Clock,
+    ways: Ways,
     running: watch::Sender<()>,
 ) -> Result<(JoinHandle<()>, mpsc::Sender<Arrival>), StartError> {
     let name = format!("mqtt-worker-{number}");
@@ -81,16 +100,17 @@ pub(crate) fn spawn(
             let _ = started.send(Ok(()));
             let handshakes = exchange.limits.max_handshakes.div_ceil(exchange.shards());
             let worker = Rc::new(Worker {
-                shard: RefCell::new(Shard::new(number, Arc::clone(&exchange), clock.now())),
+                shard: RefCell::new(shard),
                 scratch: RefCell::new(Scratch {
                     read: BytesMut::with_capacity(READ_BUFFER),
                     write: BytesMut::with_capacity(READ_BUFFER),
                 }),
                 clock,
                 exchange,
+                removals: ways.removals,
                 handshakes: Semaphore::new(handshakes.min(Semaphore::MAX_PERMITS)),
             });
-            runtime.block_on(work(number, worker, arrivals));
+            runtime.block_on(work(number, worker, arrivals, ways.arrivals));
             // Dropping the runtime drops what is left of the tasks, and with them their sockets.
         })
         .map_err(|source| StartError::Thread {
@@ -124,20 +144,33 @@ impl Worker {
 }
 
 /// Mail, arrivals and time, until there is nothing left to do.
-async fn work(number: usize, worker: Rc<Worker>, mut arrivals: mpsc::Receiver<Arrival>) {
+async fn work(
+    number: usize,
+    worker: Rc<Worker>,
+    mut arrivals: mpsc::Receiver<Arrival>,
+    mut removals: mpsc::UnboundedReceiver<Removal>,
+) {
     let mailbox = Arc::clone(worker.exchange.mailbox(number));
     let mut mail = VecDeque::new();
     let mut seconds = tokio::time::interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let arrival = poll_fn(|cx| {
-            // All three are looked at each time: however much there is of one, the others get on.
+            // All are looked at each time: however much there is of one, the others get on.
             let left = !mail.is_empty();
             let mail_came = !left && mailbox.take(&mut mail, cx.waker());
             let ticked = seconds.poll_tick(cx).is_ready();
+            let mut moved = false;
+            while let Poll::Ready(Some(removal)) = removals.poll_recv(cx) {
+                moved = true;
+                match removal {
+                    Removal::Tcp(parcel) => unpack(&worker, *parcel),
+                    Removal::Tls(parcel) => unpack(&worker, *parcel),
+                }
+            }
             match arrivals.poll_recv(cx) {
                 Poll::Ready(Some(arrival)) => Poll::Ready(Some(arrival)),
-                _ if left || mail_came || ticked => Poll::Ready(None),
+                _ if left || mail_came || ticked || moved => Poll::Ready(None),
                 // Nothing, or the acceptor is gone because the broker stops.
                 Poll::Ready(None) | Poll::Pending => Poll::Pending,
             }
@@ -162,7 +195,7 @@ async fn serve(worker: Rc<Worker>, arrival: Arrival) {
         transport,
         place,
     } = arrival;
-    let socket = match TcpStream::from_std(socket) {
+    let socket = match Socket::new(socket) {
         Ok(socket) => socket,
         Err(error) => {
             tracing::warn!(event = "client.socket_failed", %peer, %error);
@@ -185,7 +218,7 @@ async fn serve(worker: Rc<Worker>, arrival: Arrival) {
 
 async fn handshake(
     worker: Rc<Worker>,
-    socket: TcpStream,
+    socket: Socket,
     config: Arc<rustls::ServerConfig>,
     mut origin: Origin,
     place: Place,
@@ -232,9 +265,44 @@ async fn handshake(
 /// Makes a connection of a transport that stands, as a task of its own that is no larger than needed.
 fn connect<S>(worker: Rc<Worker>, transport: S, origin: Origin, place: Place)
 where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: Movable,
+    Removal: From<Parcel<S>>,
 {
     if let Some(link) = Link::open(worker, transport, origin, place) {
         drop(tokio::task::spawn_local(link));
+    }
+}
+
+/// Goes on with a connection from another worker.
+fn unpack<S>(worker: &Rc<Worker>, parcel: Parcel<S>)
+where
+    S: Movable,
+    Removal: From<Parcel<S>>,
+{
+    match Link::unpack(Rc::clone(worker), parcel) {
+        Ok(Some(link)) => drop(tokio::task::spawn_local(link)),
+        // The broker stops.
+        Ok(None) => {}
+        Err(error) => tracing::warn!(event = "client.socket_failed", %error),
+    }
+}
+
+impl Worker {
+    /// Sends a connection to another worker; if that one is gone, the broker stops, and the connection
+    /// is closed.
+    pub(crate) fn remove_to(&self, worker: usize, removal: Removal) {
+        let _ = self.removals[worker].send(removal);
+    }
+}
+
+impl From<Parcel<Socket>> for Removal {
+    fn from(parcel: Parcel<Socket>) -> Removal {
+        Removal::Tcp(Box::new(parcel))
+    }
+}
+
+impl From<Parcel<TlsStream<Socket>>> for Removal {
+    fn from(parcel: Parcel<TlsStream<Socket>>) -> Removal {
+        Removal::Tls(Box::new(parcel))
     }
 }

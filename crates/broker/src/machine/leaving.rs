@@ -1,0 +1,439 @@
+//! Ends: of a connection, of a session, and what they leave behind.
+//!
+//! A connection that ends gives its session back. The session ends too if it is transient; else it waits
+//! for its client until it expires, and so does its will, for its delay. What a shared subscription gave
+//! to one member goes to another one.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use mqtt::{Publish, QoS};
+
+use super::Receipt;
+use super::connection::{End, EndedBy, WillFate};
+use super::delivery::{Access, Delivery, Recorded};
+use super::exchange::Share;
+use super::fanout::Publisher;
+use super::format::Owner;
+use super::frame::SubscriptionIds;
+use super::joining::whole_seconds;
+use super::mailbox::Post;
+use super::message::Message;
+use super::planted::planted;
+use super::publishing::Tapped;
+use super::session::{AlsoSent, Link};
+use super::shard::{Shard, State};
+use super::share::{Choice, Presence};
+use super::slots::{ConnectionId, SessionId};
+use super::subscriber::{RetainFlag, TRANSIENT};
+use super::tenants::Farewell;
+use crate::hooks::Decision;
+
+impl Shard {
+    /// A connection is over.
+    pub(super) fn end(&mut self, id: ConnectionId, end: End) {
+        let Some(tenant) = self.tenants.get(id) else {
+            return;
+        };
+        tenant.farewell = match end.by {
+            EndedBy::Network => Farewell::Drop,
+            EndedBy::Client => Farewell::Flush,
+            EndedBy::Broker | EndedBy::Refusal => Farewell::Linger,
+        };
+        let dropped = tenant.outbox.drop_messages();
+        tenant.joiner = None;
+        tenant.authentication = None;
+        let session_id = tenant.session.take();
+        let peer = tenant.origin.peer;
+        tenant.wake();
+        self.counters.dropped_session_end.many(dropped as u64);
+        let session = session_id.and_then(|id| self.sessions.get(id));
+        let (client, principal) = match &session {
+            Some(session) => (&*session.client_id, &*session.principal),
+            None => ("", ""),
+        };
+        match end.by {
+            EndedBy::Refusal => {
+                self.counters.connects_refused.one(end.reason);
+                tracing::warn!(
+                    event = "client.refused",
+                    client,
+                    principal,
+                    %peer,
+                    reason = %end.reason,
+                    detail = %end.detail,
+                );
+            }
+            EndedBy::Client | EndedBy::Broker | EndedBy::Network => {
+                self.counters.disconnects.one(end.reason);
+                tracing::info!(
+                    event = "client.disconnected",
+                    client,
+                    principal,
+                    %peer,
+                    by = ?end.by,
+                    reason = %end.reason,
+                    detail = %end.detail,
+                    undelivered = session.as_ref().map_or(0, |s| s.undelivered()),
+                );
+            }
+        }
+        let (Some(session), Some(session_id)) = (session, session_id) else {
+            return;
+        };
+        let principal = Arc::clone(&session.principal);
+        self.exchange.registry().leave(&principal);
+        self.give_back(session_id, &end);
+    }
+
+    /// The session has no connection any more.
+    fn give_back(&mut self, id: SessionId, end: &End) {
+        let Some(session) = self.sessions.get(id) else {
+            return;
+        };
+        let max = whole_seconds(self.exchange.limits.session_expiry_max);
+        if let Some(expiry) = end.session_expiry {
+            session.expiry = expiry.min(max);
+        }
+        if end.will == WillFate::Discarded {
+            session.will = None;
+        }
+        let ends = session.expiry == 0;
+        self.set_presence(id, Presence::Away);
+        let Some(session) = self.sessions.get(id) else {
+            return;
+        };
+        if ends {
+            session.link = Link::Away;
+            return self.end_session(id);
+        }
+        let also_sent = match session.shares_in_flight() && others_online(session, id) {
+            true => AlsoSent::AtLeastOnce,
+            false => AlsoSent::No,
+        };
+        let shared = session.disconnected(also_sent);
+        let lasts = u64::from(session.expiry) * 1000;
+        let now = self.now;
+        session.disconnected_us = Some(now.wall_us);
+        session.ends_at = (session.expiry != u32::MAX).then_some(now.tick + lasts);
+        let mut due = None;
+        // When the broker stops, wills of sessions it will know again wait for it.
+        if self.state == State::Open {
+            match &session.will {
+                Some(will) if will.delay == 0 => due = session.will.take(),
+                Some(will) => {
+                    session.will_at = Some(now.tick + lasts.min(u64::from(will.delay) * 1000));
+                }
+                None => {}
+            }
+        }
+        session.put(&mut self.storing.batch);
+        let next = session.ends_at.into_iter().chain(session.will_at).min();
+        self.file_session(id, next);
+        self.pass_on(id, shared);
+        if let Some(will) = due {
+            self.publish_will(id, will.publish);
+        }
+    }
+
+    /// A deadline of a session may have come.
+    pub(super) fn look_after(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(id) else {
+            return;
+        };
+        let now = self.now.tick;
+        if session.connection().is_some() {
+            return;
+        }
+        if session.ends_at.is_some_and(|at| at <= now)
+            && !planted!(self.exchange, ExpiredSessionKept)
+        {
+            self.counters.sessions_expired.one();
+            tracing::info!(
+                event = "session.expired",
+                client = %session.client_id,
+                principal = %session.principal,
+                undelivered = session.undelivered(),
+            );
+            return self.end_session(id);
+        }
+        if session.will_at.is_some_and(|at| at <= now) {
+            session.will_at = None;
+            let will = session.will.take();
+            session.put(&mut self.storing.batch);
+            if let Some(will) = will {
+                self.publish_will(id, will.publish);
+            }
+        }
+        if let Some(session) = self.sessions.get(id) {
+            let next = session.ends_at.into_iter().chain(session.will_at).min();
+            self.file_session(id, next);
+        }
+    }
+
+    /// A session is over: its subscriptions go, its will is published, its place becomes free.
+    pub(super) fn end_session(&mut self, id: SessionId) {
+        let filters: Vec<Arc<str>> = match self.sessions.get(id) {
+            Some(session) => session.subscriptions.keys().cloned().collect(),
+            None => return,
+        };
+        for filter in &filters {
+            self.remove_subscription(id, filter);
+        }
+        let Some(session) = self.sessions.get(id) else {
+            return;
+        };
+        let will = session.will.take();
+        if let Some(will) = will {
+            self.publish_will(id, will.publish);
+        }
+        let Some(mut session) = self.sessions.remove(id) else {
+            return;
+        };
+        self.exchange.sessions.fetch_sub(1, Ordering::Relaxed);
+        if self.clients.get(&session.client_id) == Some(&id) {
+            self.clients.remove(&session.client_id);
+        }
+        if let Some(sessions) = self.principals.get_mut(&session.principal) {
+            sessions.remove(&id);
+            if sessions.is_empty() {
+                self.principals.remove(&session.principal);
+            }
+        }
+        session.forget_all_received(&mut self.storing.batch);
+        let mut shared = Vec::new();
+        let mut dropped = 0;
+        for (delivery, was_sent) in session.take_all() {
+            // What was sent at QoS 2 nobody else may get [MQTT-4.8.2-5].
+            let bound = was_sent && delivery.qos == QoS::ExactlyOnce;
+            if delivery.share.is_some() && delivery.message.is_some() && !bound {
+                shared.push(delivery);
+            } else {
+                dropped += 1;
+                delivery.done(self.exchange.gauge(id), &mut self.storing.batch);
+            }
+        }
+        self.counters.dropped_session_end.many(dropped);
+        if session.is_stored() {
+            self.exchange
+                .stored_sessions
+                .fetch_sub(1, Ordering::Relaxed);
+            self.storing.batch.delete(session.record);
+        }
+        self.pass_on(id, shared);
+    }
+
+    /// Publishes the will of a session that is still there.
+    pub(super) fn publish_will(&mut self, id: SessionId, mut will: Publish) {
+        let Some(session) = self.sessions.get(id) else {
+            return;
+        };
+        if session.identity.is_none() {
+            session.identity = self
+                .exchange
+                .hooks
+                .recall(&session.client_id, &session.principal)
+                .map(Arc::new);
+        }
+        let Some(identity) = session.identity.clone() else {
+            self.counters.dropped_unauthorized.one();
+            tracing::warn!(
+                event = "will.dropped",
+                client = %session.client_id,
+                principal = %session.principal,
+                "nobody knows this client any more",
+            );
+            return;
+        };
+        let publisher = Publisher {
+            session: Some(id),
+            hash: session.hash,
+        };
+        // Access may have changed since CONNECT.
+        if self.exchange.hooks.may_publish(&identity, &will.topic) == Decision::Deny {
+            self.counters.dropped_unauthorized.one();
+            return;
+        }
+        if let Tapped::Refused(_) = self.tap(&identity, (id, Receipt::NONE), &will) {
+            self.counters.dropped_tap_refused.one();
+            return;
+        }
+        self.counters.wills_published.one();
+        if self.distribute(&mut will, publisher).is_err() {
+            self.counters.dropped_store_full.one();
+        }
+    }
+
+    /// Tells the shared subscriptions of a session whether it can be sent something; when it can, it
+    /// gets what waited for any of their members.
+    pub(super) fn set_presence(&mut self, id: SessionId, presence: Presence) {
+        let Some(session) = self.sessions.get(id) else {
+            return;
+        };
+        let shares: Vec<Arc<Share>> = session
+            .subscriptions
+            .values()
+            .filter_map(|held| held.share.clone())
+            .collect();
+        for share in shares {
+            if presence == Presence::Online || !planted!(self.exchange, SharedToAway) {
+                share.group().set_presence(id, presence);
+            }
+            if presence == Presence::Online {
+                self.hand_out(&share);
+            }
+        }
+    }
+
+    /// Gives what waits in a share to members that are online.
+    pub(super) fn hand_out(&mut self, share: &Arc<Share>) {
+        loop {
+            let mut group = share.group();
+            let exchange = &self.exchange;
+            let Choice::Member(_, member) =
+                group.choose(0, |member| exchange.gauge(member).messages())
+            else {
+                return;
+            };
+            let Some(delivery) = group.take_waiting() else {
+                return;
+            };
+            if !exchange.has_room(member, delivery.len()) {
+                // Once it has taken something.
+                group.wait_again(vec![delivery], Delivery::age);
+                return;
+            }
+            drop(group);
+            self.give(delivery, member);
+        }
+    }
+
+    /// Gives deliveries of shared subscriptions that `not` had to other members; what nobody can take
+    /// now waits, if somebody will come for it.
+    pub(super) fn pass_on(&mut self, not: SessionId, deliveries: Vec<Delivery>) {
+        let mut back: Vec<(Arc<Share>, Vec<Delivery>)> = Vec::new();
+        for mut delivery in deliveries {
+            delivery.count_out(self.exchange.gauge(not));
+            let share = delivery
+                .share
+                .clone()
+                .filter(|_| delivery.message.is_some());
+            let Some(share) = share else {
+                self.drop_orphan(delivery);
+                continue;
+            };
+            let mut group = share.group();
+            let exchange = &self.exchange;
+            let chosen = group.choose_other(not, 0, |m| exchange.gauge(m).messages());
+            let can_wait = group.can_wait();
+            drop(group);
+            match chosen {
+                Choice::Member(_, member) if exchange.has_room(member, delivery.len()) => {
+                    self.counters.share_redelivered.one();
+                    self.give(delivery, member);
+                }
+                _ if can_wait => {
+                    delivery.frame = None;
+                    delivery.access = Access::Check;
+                    if let Some(message) = &delivery.message {
+                        delivery.qos = message.qos;
+                    }
+                    delivery.retain = false;
+                    delivery.ids = SubscriptionIds::None;
+                    self.ensure_stored(&mut delivery);
+                    delivery.put_waiting(Owner::Share, &mut self.storing.batch);
+                    match back
+                        .iter_mut()
+                        .find(|(known, _)| Arc::ptr_eq(known, &share))
+                    {
+                        Some((_, deliveries)) => deliveries.push(delivery),
+                        None => back.push((share, vec![delivery])),
+                    }
+                }
+                _ => self.drop_orphan(delivery),
+            }
+        }
+        for (share, deliveries) in back {
+            share.group().wait_again(deliveries, Delivery::age);
+            // Somebody may have come meanwhile.
+            self.hand_out(&share);
+        }
+    }
+
+    fn drop_orphan(&mut self, delivery: Delivery) {
+        self.counters.dropped_session_end.one();
+        if delivery.is_stored() {
+            self.storing.batch.delete(delivery.record);
+        }
+    }
+
+    /// Gives a delivery of a shared subscription to one member.
+    fn give(&mut self, mut delivery: Delivery, member: super::subscriber::Subscriber) {
+        let Some(message) = delivery.message.clone() else {
+            return self.drop_orphan(delivery);
+        };
+        delivery.frame = None;
+        delivery.access = Access::Check;
+        delivery.qos = message.qos.min(member.granted);
+        delivery.retain = message.retain && member.retain == RetainFlag::AsPublished;
+        delivery.ids = SubscriptionIds::one(member.id);
+        let owner = match member.session {
+            TRANSIENT => Owner::Share,
+            session => Owner::Session(session),
+        };
+        if delivery.qos == QoS::AtMostOnce
+            || (delivery.qos == QoS::ExactlyOnce && member.session == TRANSIENT)
+        {
+            // The member's own from here on.
+            if delivery.is_stored() {
+                self.storing.batch.delete(delivery.record);
+                delivery.record = TRANSIENT;
+            }
+            delivery.recorded = Recorded::No;
+        } else {
+            if member.session != TRANSIENT {
+                self.ensure_stored(&mut delivery);
+            }
+            delivery.recorded = Recorded::Otherwise;
+        }
+        if delivery.qos > QoS::AtMostOnce {
+            let gauge = self.exchange.gauge(member.to);
+            gauge.add(message.len());
+            delivery.count_in(gauge, message.len());
+        }
+        self.offer(Post {
+            to: member.to,
+            owner,
+            delivery,
+        });
+    }
+
+    /// Makes sure that the store has, or will have, the message of a delivery.
+    fn ensure_stored(&mut self, delivery: &mut Delivery) {
+        let Some(message) = &delivery.message else {
+            return;
+        };
+        if !message.is_stored() {
+            let record = self.exchange.next_record();
+            let publish = message.publish();
+            let since = message.since();
+            if let Ok(stored) = Message::new(record, &publish, since, &self.exchange.trash) {
+                let age_us = (self.now.tick as i64 - since) * 1000;
+                stored.put(self.now.wall_us - age_us, &mut self.storing.batch);
+                delivery.message = Some(stored);
+            }
+        }
+        if !delivery.is_stored() {
+            delivery.record = self.exchange.next_record();
+        }
+    }
+}
+
+/// Whether one of the shared subscriptions of a session has another member online.
+fn others_online(session: &super::session::Session, id: SessionId) -> bool {
+    session.subscriptions.values().any(|held| {
+        held.share
+            .as_ref()
+            .is_some_and(|share| share.group().has_online_besides(id))
+    })
+}

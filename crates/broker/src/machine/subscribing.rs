@@ -1,0 +1,462 @@
+//! Subscriptions of sessions: made, ended, checked again; and the retained messages they bring.
+
+use std::sync::Arc;
+
+use journal::RecordId;
+use mqtt::{
+    QoS, ReasonCode, RetainHandling, SubAck, SubAckProperties, Subscribe, UnsubAck,
+    UnsubAckProperties, Unsubscribe, Utf8,
+};
+
+use super::connection::ProblemInformation;
+use super::delivery::{Access, Delivery};
+use super::exchange::{Exchange, Share};
+use super::format::{Owner, RetainedOwed, SubscriptionRecord};
+use super::frame::SubscriptionIds;
+use super::mailbox::Post;
+use super::message::Message;
+use super::planted::planted;
+use super::retained::{Progress, Walk};
+use super::session::{Deferred, Held};
+use super::shard::Shard;
+use super::share::{Membership, Presence};
+use super::slots::{ConnectionId, SessionId};
+use super::subscriber::{OwnMessages, RetainFlag, Subscriber, TRANSIENT};
+use crate::hooks::Decision;
+
+/// Topics looked at for retained messages in one go; a quarter of a millisecond at most.
+const WALK_BUDGET: usize = 256;
+
+/// Retained messages still to be sent for one subscription.
+#[derive(Debug)]
+pub(crate) struct RetainedWalk {
+    pub(crate) walk: Walk,
+    pub(crate) subscriber: Subscriber,
+    /// Of the subscription, if it says that they are owed.
+    pub(crate) record: RecordId,
+    pub(crate) round: Round,
+}
+
+/// Whether some of the messages may have been sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Round {
+    First,
+    /// After a restart. What is sent at QoS 0 is not sent again; of the others, those that were in the
+    /// store with the end of the walk are not either, as a walk that is short is stored with it.
+    Again,
+}
+
+/// A filter without `$share/name/`.
+pub(super) fn matching(filter: &str) -> &str {
+    match filter.strip_prefix("$share/") {
+        Some(rest) => rest.split_once('/').map_or(rest, |(_, filter)| filter),
+        None => filter,
+    }
+}
+
+impl Shard {
+    /// SUBSCRIBE came.
+    pub(super) fn subscribe(&mut self, id: ConnectionId, subscribe: &Subscribe) {
+        let exchange = Arc::clone(&self.exchange);
+        let limits = &exchange.limits;
+        let Some(tenant) = self.tenants.get(id) else {
+            return;
+        };
+        let Some(session) = tenant.session.and_then(|id| self.sessions.get(id)) else {
+            return;
+        };
+        let Some(identity) = session.identity.clone() else {
+            return;
+        };
+        let session_id = session.id;
+        let session_record = session.record;
+        let version = tenant.connection.version();
+        let subscription_id = subscribe
+            .properties
+            .subscription_id
+            .map_or(0, |id| id.get());
+        let mut reasons = Vec::with_capacity(subscribe.subscriptions.len());
+        let any_retained = exchange.retained().topics.len() > 0;
+        let mut joined = Vec::new();
+        let mut granted = 0;
+        for asked in &subscribe.subscriptions {
+            let filter = asked.filter.as_str();
+            let known = session.subscriptions.get_key_value(filter);
+            let known = known.map(|(filter, held)| (Arc::clone(filter), held.clone()));
+            let is_new = known.is_none();
+            let reason = if asked.filter.levels().count() > limits.max_filter_levels {
+                ReasonCode::TopicFilterInvalid
+            } else if is_new && session.subscriptions.len() >= limits.max_subscriptions {
+                ReasonCode::QuotaExceeded
+            } else if exchange
+                .hooks
+                .may_subscribe(&identity, asked.filter.filter())
+                == Decision::Deny
+            {
+                tracing::warn!(
+                    event = "client.subscribe_denied",
+                    client = %identity.client_id,
+                    principal = %identity.principal,
+                    peer = %tenant.origin.peer,
+                    filter,
+                );
+                ReasonCode::NotAuthorized
+            } else {
+                granted += 1;
+                let (filter, record) = match known {
+                    Some((filter, held)) => (filter, held.record),
+                    None if session.is_stored() => (filter.into(), exchange.next_record()),
+                    None => (filter.into(), TRANSIENT),
+                };
+                let subscriber = Subscriber {
+                    to: session_id,
+                    session: session_record,
+                    id: subscription_id,
+                    granted: asked.qos,
+                    version,
+                    own: match asked.no_local {
+                        true => OwnMessages::Skip,
+                        false => OwnMessages::Deliver,
+                    },
+                    retain: match asked.retain_as_published {
+                        true => RetainFlag::AsPublished,
+                        false => RetainFlag::Clear,
+                    },
+                };
+                let share = if planted!(exchange, SubAckBeforeIndex) && !asked.filter.is_shared() {
+                    self.late.push((Arc::clone(&filter), subscriber));
+                    None
+                } else {
+                    place(&exchange, &filter, subscriber, Presence::Online)
+                };
+                let wants_retained = match asked.retain_handling {
+                    RetainHandling::AtSubscribe => true,
+                    RetainHandling::AtNewSubscription => is_new,
+                    RetainHandling::Never => false,
+                };
+                // A shared subscription gets none (section 4.8.2).
+                let walks = wants_retained && any_retained && share.is_none();
+                let owed = match walks && asked.qos > QoS::AtMostOnce {
+                    true => RetainedOwed::Yes,
+                    false => RetainedOwed::No,
+                };
+                if record != TRANSIENT {
+                    let kept = SubscriptionRecord {
+                        session: session_record,
+                        filter: Arc::clone(&filter),
+                        granted: subscriber.granted,
+                        own: subscriber.own,
+                        retain: subscriber.retain,
+                        id: subscriber.id,
+                        retained: owed,
+                    };
+                    let batch = &mut self.storing.batch;
+                    batch.put_with(record, |out| kept.write(out));
+                }
+                joined.extend(share.clone());
+                if share.is_none() {
+                    session.walks.retain(|walk| walk.walk.filter() != &*filter);
+                }
+                if walks {
+                    session.walks.push_back(RetainedWalk {
+                        walk: Walk::new(&filter),
+                        subscriber,
+                        record: match owed {
+                            RetainedOwed::Yes => record,
+                            RetainedOwed::No => TRANSIENT,
+                        },
+                        round: Round::First,
+                    });
+                }
+                session.subscriptions.insert(filter, Held { record, share });
+                ReasonCode::granted(asked.qos)
+            };
+            reasons.push(reason);
+        }
+        self.counters.subscribes_granted.many(granted);
+        self.counters
+            .subscribes_refused
+            .many(reasons.len() as u64 - granted);
+        let refusal = match tenant.connection.problem_information() {
+            ProblemInformation::Wanted => reasons.iter().find_map(|reason| explanation(*reason)),
+            ProblemInformation::Unwanted => None,
+        };
+        // After the index has it: what is published once SUBACK is seen is delivered.
+        let answer = SubAck {
+            packet_id: subscribe.packet_id,
+            reasons,
+            properties: SubAckProperties {
+                reason_string: refusal,
+                ..SubAckProperties::default()
+            },
+        };
+        let answer = Deferred::Subscribed(id, answer.into());
+        self.once_stored(session_record != TRANSIENT, answer);
+        for share in joined {
+            self.hand_out(&share);
+        }
+    }
+
+    /// UNSUBSCRIBE came.
+    pub(super) fn unsubscribe(&mut self, id: ConnectionId, unsubscribe: &Unsubscribe) {
+        let Some(session_id) = self.tenants.get(id).and_then(|tenant| tenant.session) else {
+            return;
+        };
+        let stored = self.sessions.get(session_id).is_some_and(|s| s.is_stored());
+        let mut reasons = Vec::with_capacity(unsubscribe.filters.len());
+        for filter in &unsubscribe.filters {
+            let removed = self.remove_subscription(session_id, filter.as_str());
+            reasons.push(match removed {
+                true => ReasonCode::Success,
+                false => ReasonCode::NoSubscriptionExisted,
+            });
+        }
+        let answer = UnsubAck {
+            packet_id: unsubscribe.packet_id,
+            reasons,
+            properties: UnsubAckProperties::default(),
+        };
+        self.once_stored(stored, Deferred::Send(id, answer.into()));
+    }
+
+    /// Says something to the client of a stored session once the store has everything up to now, also
+    /// what other inputs brought: an answer that changed nothing may still tell of a change a moment
+    /// ago. To that of a transient one, now.
+    pub(super) fn once_stored(&mut self, stored: bool, deferred: Deferred) {
+        if stored {
+            self.storing.deferred.push(deferred);
+        } else {
+            self.carry_on(deferred);
+        }
+    }
+
+    /// Ends one subscription of a session; says whether there was one.
+    pub(super) fn remove_subscription(&mut self, id: SessionId, filter: &str) -> bool {
+        let session = self.sessions.get(id);
+        let Some(held) = session.and_then(|s| s.subscriptions.remove(filter)) else {
+            return false;
+        };
+        if let Some(session) = self.sessions.get(id) {
+            session.walks.retain(|walk| walk.walk.filter() != filter);
+        }
+        let exchange = Arc::clone(&self.exchange);
+        match &held.share {
+            None => {
+                exchange.subscriptions_mut().own.unsubscribe(filter, id);
+            }
+            Some(share) => {
+                let mut left = Vec::new();
+                {
+                    let mut subscriptions = exchange.subscriptions_mut();
+                    let mut group = share.group();
+                    group.leave(id);
+                    // Nobody will come for what waits.
+                    while !group.can_wait()
+                        && let Some(delivery) = group.take_waiting()
+                    {
+                        left.push(delivery);
+                    }
+                    drop(group);
+                    subscriptions.drop_share_if_empty(share, matching(filter));
+                }
+                self.counters.dropped_session_end.many(left.len() as u64);
+                for delivery in left {
+                    if delivery.is_stored() {
+                        self.storing.batch.delete(delivery.record);
+                    }
+                }
+            }
+        }
+        if held.record != TRANSIENT {
+            self.storing.batch.delete(held.record);
+        }
+        true
+    }
+
+    /// Puts a session's subscriptions into the index again, under what has changed: its version.
+    pub(super) fn index_again(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(id) else {
+            return;
+        };
+        let mut subscriptions = self.exchange.subscriptions_mut();
+        for (filter, held) in &session.subscriptions {
+            match &held.share {
+                None => subscriptions.own.set_version(filter, id, session.version),
+                Some(share) => share
+                    .group()
+                    .update(id, |member| member.version = session.version),
+            }
+        }
+    }
+
+    /// What the client may do has, or may have, changed: ends the subscriptions it may not have any
+    /// more, and takes back what waits to be written.
+    pub(super) fn check_access(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(id) else {
+            return;
+        };
+        if session.identity.is_none() {
+            session.identity = self
+                .exchange
+                .hooks
+                .recall(&session.client_id, &session.principal)
+                .map(Arc::new);
+        }
+        let Some(identity) = session.identity.clone() else {
+            // Checked when its client comes back.
+            return;
+        };
+        let hooks = Arc::clone(&self.exchange.hooks);
+        let denied: Vec<Arc<str>> = session
+            .subscriptions
+            .keys()
+            .filter(|filter| hooks.may_subscribe(&identity, matching(filter)) == Decision::Deny)
+            .cloned()
+            .collect();
+        let lost = !denied.is_empty();
+        for filter in denied {
+            self.counters.subscriptions_revoked.one();
+            tracing::warn!(
+                event = "client.subscription_revoked",
+                client = %identity.client_id,
+                principal = %identity.principal,
+                %filter,
+            );
+            self.remove_subscription(id, &filter);
+        }
+        let connection = self.sessions.get(id).and_then(|session| {
+            if lost {
+                session.curtailed = true;
+                session.put(&mut self.storing.batch);
+            }
+            session.online()
+        });
+        let Some(connection) = connection else {
+            return;
+        };
+        self.with_outbox(connection, |session, outbox, cx| {
+            let refused = |topic: &str| hooks.may_receive(&identity, topic) == Decision::Deny;
+            session.withdraw(refused, outbox, cx);
+        });
+    }
+
+    /// Sends retained messages for new subscriptions, as far as there is room. Says whether it sent
+    /// any.
+    pub(super) fn walk(&mut self, id: ConnectionId) -> bool {
+        let exchange = Arc::clone(&self.exchange);
+        let Some(tenant) = self.tenants.get(id) else {
+            return false;
+        };
+        let Some(session) = tenant.session.and_then(|id| self.sessions.get(id)) else {
+            return false;
+        };
+        if session.online() != Some(id)
+            || session.is_pressing(&exchange)
+            || session.undelivered() > exchange.limits.max_queued / 4
+            || tenant.outbox.is_pressing(&exchange.limits)
+        {
+            return false;
+        }
+        let session_id = session.id;
+        let Some(walk) = session.walks.front_mut() else {
+            return false;
+        };
+        let subscriber = walk.subscriber;
+        let round = walk.round;
+        let mut found: Vec<Arc<Message>> = Vec::new();
+        let now = self.now;
+        let progress = walk
+            .walk
+            .next(&exchange.retained().topics, WALK_BUDGET, |_, kept| {
+                if !kept.message.is_expired(now) {
+                    found.push(Arc::clone(&kept.message));
+                }
+            });
+        let done = match progress {
+            Progress::Done => session.walks.pop_front(),
+            Progress::More => None,
+        };
+        for message in found {
+            let qos = message.qos.min(subscriber.granted);
+            if round == Round::First || qos > QoS::AtMostOnce {
+                self.offer_retained(session_id, subscriber, message);
+            }
+        }
+        if let Some(walk) = done
+            && walk.record != TRANSIENT
+        {
+            let kept = SubscriptionRecord {
+                session: subscriber.session,
+                filter: walk.walk.filter().into(),
+                granted: subscriber.granted,
+                own: subscriber.own,
+                retain: subscriber.retain,
+                id: subscriber.id,
+                retained: RetainedOwed::No,
+            };
+            let batch = &mut self.storing.batch;
+            batch.put_with(walk.record, |out| kept.write(out));
+        }
+        true
+    }
+
+    fn offer_retained(&mut self, to: SessionId, subscriber: Subscriber, message: Arc<Message>) {
+        let qos = message.qos.min(subscriber.granted);
+        let mut delivery = Delivery {
+            qos,
+            retain: true,
+            ids: SubscriptionIds::one(subscriber.id),
+            access: Access::Check,
+            ..Delivery::empty()
+        };
+        let size = message.len();
+        delivery.message = Some(message);
+        if subscriber.session != TRANSIENT && qos > QoS::AtMostOnce {
+            let gauge = self.exchange.gauge(to);
+            gauge.add(size);
+            delivery.count_in(gauge, size);
+            delivery.record = self.exchange.next_record();
+        }
+        self.offer(Post {
+            to,
+            owner: Owner::Session(subscriber.session),
+            delivery,
+        });
+    }
+}
+
+/// What to do about a refusal, for whoever reads the client's log.
+fn explanation(reason: ReasonCode) -> Option<Utf8> {
+    let text = match reason {
+        ReasonCode::NotAuthorized => "this client may not subscribe to one of the filters",
+        ReasonCode::QuotaExceeded => "this client has as many subscriptions as it may have",
+        ReasonCode::TopicFilterInvalid => "one of the filters has more levels than are allowed",
+        _ => return None,
+    };
+    Some(Utf8::from_static(text))
+}
+
+/// Puts a subscription where messages find it; returns its share, if it is a shared one.
+pub(super) fn place(
+    exchange: &Exchange,
+    filter: &Arc<str>,
+    subscriber: Subscriber,
+    presence: Presence,
+) -> Option<Arc<Share>> {
+    let mut subscriptions = exchange.subscriptions_mut();
+    let matching = matching(filter);
+    if matching.len() == filter.len() {
+        subscriptions.own.subscribe(filter, subscriber);
+        return None;
+    }
+    exchange.shared();
+    let share = subscriptions.share(filter, matching, &exchange.limits);
+    let membership = match subscriber.session {
+        TRANSIENT => Membership::Transient,
+        _ => Membership::Stored,
+    };
+    share
+        .group()
+        .join(subscriber.to, subscriber, membership, presence);
+    Some(share)
+}

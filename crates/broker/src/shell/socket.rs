@@ -1,0 +1,112 @@
+//! A TCP socket that can move from one runtime to another.
+//!
+//! A session lives on one worker; its client's connection comes in on any. The socket then leaves the
+//! poller of the one runtime and enters that of the other, two system calls each way.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+/// A transport that can be carried to another runtime.
+pub(crate) trait Movable: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// Leaves the runtime it is in.
+    fn detach(&mut self) -> io::Result<()>;
+
+    /// Enters the runtime this is called in.
+    fn attach(&mut self) -> io::Result<()>;
+}
+
+/// A TCP connection, in a runtime or between two.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    Attached(TcpStream),
+    Detached(std::net::TcpStream),
+    /// Moving failed.
+    Gone,
+}
+
+impl Socket {
+    /// Takes a socket into the runtime this is called in.
+    pub(crate) fn new(socket: std::net::TcpStream) -> io::Result<Socket> {
+        TcpStream::from_std(socket).map(Socket::Attached)
+    }
+
+    fn stream(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+        match self {
+            Socket::Attached(stream) => Ok(Pin::new(stream)),
+            Socket::Detached(_) | Socket::Gone => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
+impl Movable for Socket {
+    fn detach(&mut self) -> io::Result<()> {
+        *self = match std::mem::replace(self, Socket::Gone) {
+            Socket::Attached(stream) => Socket::Detached(stream.into_std()?),
+            other => other,
+        };
+        Ok(())
+    }
+
+    fn attach(&mut self) -> io::Result<()> {
+        *self = match std::mem::replace(self, Socket::Gone) {
+            Socket::Detached(stream) => Socket::new(stream)?,
+            other => other,
+        };
+        Ok(())
+    }
+}
+
+impl Movable for TlsStream<Socket> {
+    fn detach(&mut self) -> io::Result<()> {
+        self.get_mut().0.detach()
+    }
+
+    fn attach(&mut self) -> io::Result<()> {
+        self.get_mut().0.attach()
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.stream()?.poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.stream()?.poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.stream()?.poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream()?.poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream()?.poll_shutdown(cx)
+    }
+}
