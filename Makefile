@@ -17,7 +17,7 @@ DURATION ?=
 FUZZ_SECONDS ?= 60
 PYTHON_ENV := $(CARGO_TARGET_DIR)/python
 
-.PHONY: help setup setup-test demo build install test test-light test-heavy lint docs bench fuzz clean
+.PHONY: help setup setup-test demo build install test test-light test-heavy simulate lint docs bench fuzz clean
 
 help: ## Lists these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -60,11 +60,15 @@ docs: ## API documentation; broken links are errors
 
 bench: ## Measures throughput, freshness and memory; see bench/README.md
 	cargo build --locked --release $(HEAVY) --bin milepost --example ingest_bench
-	cargo build --locked --release -p fleet-sim --example load
+	cargo build --locked --release -p fleet-sim --example load --example sessions
 	bench/run.py
+	bench/sessions.py
 
 fuzz: ## Fuzzes the codec for FUZZ_SECONDS a target over the kept corpus
 	@scripts/fuzz.sh $(FUZZ_SECONDS)
+
+simulate: ## Runs the broker's simulation over new seeds until something breaks; see docs/simulation.md
+	cargo run --locked --release -p broker --features simulation --example simulate -- --forever
 
 clean: ## Removes what was built (the data folders stay)
 	cargo clean

@@ -64,7 +64,7 @@ class Milepost:
         while "ready\n" not in log.read_text():
             if self.process.poll() is not None or time.time() > deadline:
                 raise SystemExit("the server did not start:\n" + log.read_text())
-            time.sleep(0.05)
+            time.sleep(0.01)
         self.addresses = dict(re.findall(r"listening on (\w+)://(\S+)", log.read_text()))
         self.pid = self.process.pid
         self.server = self.addresses[self.listener]
@@ -82,26 +82,48 @@ class Milepost:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(timeout=120)
 
+    def kill(self):
+        self.process.kill()
+        self.process.wait(timeout=30)
+
     def stop(self):
         self.end()
         self.folder.cleanup()
 
 
 class Mosquitto:
-    """The peer: plain TCP, nothing on disk."""
+    """The peer: plain TCP; nothing on disk unless `more` says otherwise."""
 
-    def __init__(self):
+    def __init__(self, more="persistence false\nmax_inflight_messages 0\nmax_queued_messages 0\n"):
         self.folder = tempfile.TemporaryDirectory(prefix="mosquitto-bench-")
-        port = free_port()
-        config = pathlib.Path(self.folder.name) / "mosquitto.conf"
-        config.write_text(
-            f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n"
-            "max_inflight_messages 0\nmax_queued_messages 0\nset_tcp_nodelay true\nlog_type error\n"
+        # It gives up root for a user of its own, who must be able to write here.
+        os.chmod(self.folder.name, 0o777)
+        self.port = free_port()
+        self.config = pathlib.Path(self.folder.name) / "mosquitto.conf"
+        self.config.write_text(
+            f"listener {self.port} 127.0.0.1\nallow_anonymous true\npersistence_location {self.folder.name}/\n"
+            f"set_tcp_nodelay true\nlog_type error\n{more}"
         )
-        self.process = subprocess.Popen(["mosquitto", "-c", config])
+        self.server = f"127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self):
+        import socket
+        self.process = subprocess.Popen(["mosquitto", "-c", self.config])
         self.pid = self.process.pid
-        self.server = f"127.0.0.1:{port}"
-        time.sleep(1)
+        deadline = time.time() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return
+            except OSError:
+                if self.process.poll() is not None or time.time() > deadline:
+                    raise SystemExit("Mosquitto did not start")
+                time.sleep(0.01)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait(timeout=30)
 
     def stop(self):
         self.process.terminate()
@@ -122,6 +144,26 @@ def load(server, *more):
     if done.returncode not in (0, 1) or not done.stdout.strip():
         raise SystemExit(f"the load generator failed ({done.returncode})")
     return json.loads(done.stdout)
+
+
+def sessions(server, *more, background=False):
+    """Leaves sessions or fetches what waits in them. In the background: returns when all are connected."""
+    command = [TARGET / "release/examples/sessions", "--server", server, *map(str, more)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE if background else None, text=True)
+    if background:
+        line = process.stderr.readline()
+        if line != "connected\n":
+            raise SystemExit(f"not all sessions connected: {line}{process.stdout.read()}")
+        return process
+    return outcome(process)
+
+
+def outcome(process):
+    """What a run of `sessions` reports."""
+    text, _ = process.communicate(timeout=900)
+    if process.returncode != 0:
+        raise SystemExit(f"the session tool failed ({process.returncode})")
+    return json.loads(text)
 
 
 def throughput(arguments, binary):

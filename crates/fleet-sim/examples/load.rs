@@ -17,7 +17,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Parser, ValueEnum};
 use fleet_sim::client::{Delivery, Server};
-use fleet_sim::load::{self, Identities, LoadLive, LoadOptions, LoadReport, Subscribed, Work};
+use fleet_sim::load::{
+    self, Identities, LoadLive, LoadOptions, LoadReport, Subscribed, Topics, Work,
+};
 use fleet_sim::provision::{Factory, Order};
 use mqtt::Version;
 use tokio_util::sync::CancellationToken;
@@ -41,13 +43,13 @@ struct Arguments {
     #[arg(long, default_value = "bench")]
     prefix: String,
     /// Only connect and stay, for measuring memory
-    #[arg(long, conflicts_with_all = ["qos", "payload", "window", "rate", "count"])]
+    #[arg(long, conflicts_with_all = ["qos", "payload", "window", "rate", "count", "sessions"])]
     idle: bool,
     /// Idle connections also subscribe to one topic each
     #[arg(long, requires = "idle")]
     subscribe: bool,
-    /// 0 or 1
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
+    /// 0, 1 or 2
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=2))]
     qos: u8,
     /// Bytes per payload
     #[arg(long, default_value_t = 200)]
@@ -58,9 +60,13 @@ struct Arguments {
     /// Messages per second of all connections together [default: as fast as possible]
     #[arg(long)]
     rate: Option<f64>,
-    /// Messages per connection [default: until the time is over]
+    /// Messages per topic, which is per connection unless --sessions is given [default: until the time
+    /// is over]
     #[arg(long)]
     count: Option<u64>,
+    /// Publish to the topics of this many numbered sessions (see the example `sessions`) instead
+    #[arg(long)]
+    sessions: Option<usize>,
     /// How long, such as 10s or 5m; at most 1h
     #[arg(long, default_value = "10s", value_parser = duration)]
     duration: Duration,
@@ -136,12 +142,17 @@ fn options(arguments: &Arguments) -> anyhow::Result<LoadOptions> {
             Work::Publish {
                 delivery: match arguments.qos {
                     0 => Delivery::AtMostOnce,
-                    _ => Delivery::AtLeastOnce,
+                    1 => Delivery::AtLeastOnce,
+                    _ => Delivery::ExactlyOnce,
                 },
                 payload: arguments.payload,
                 window: arguments.window,
                 rate: arguments.rate,
                 count: arguments.count,
+                topics: match arguments.sessions {
+                    None => Topics::Own,
+                    Some(count) => Topics::Sessions { count },
+                },
             }
         },
         duration: arguments.duration,

@@ -141,6 +141,83 @@ async fn what_a_broken_connection_left_open_comes_again() {
 }
 
 #[tokio::test]
+async fn exactly_once_is_released_again_after_a_break_and_never_sent_again() {
+    // Whether the server still knows the session or not: it had said that it received the message.
+    for (knows_session, releases) in [(true, 2), (false, 1)] {
+        let mut broker = Broker::start(Script {
+            break_at_release: true,
+            knows_session,
+            ..Script::default()
+        })
+        .await;
+        let (client, _) = Client::start(ClientOptions {
+            session: SessionStart::Resume { expiry: 3_600 },
+            ..options(&broker)
+        });
+        let receipt = client.publish(Outgoing {
+            delivery: Delivery::ExactlyOnce,
+            ..message("once")
+        });
+        receipt.await.unwrap().await.unwrap();
+        let counters = Arc::clone(client.counters());
+        client.finish(LONG).await.unwrap();
+        assert_eq!((counters.published(), counters.acknowledged()), (1, 1));
+        assert_eq!(counters.resumed(), u64::from(knows_session));
+        let (mut published, mut released) = (0, Vec::new());
+        loop {
+            match broker.next(Some).await {
+                Seen::Publish(..) => published += 1,
+                Seen::PubRel(connection, id) => released.push((connection, id)),
+                Seen::Disconnect => break,
+                _ => {}
+            }
+        }
+        assert_eq!(published, 1);
+        assert_eq!(released, [(0, 1), (1, 1)][..releases]);
+    }
+}
+
+#[tokio::test]
+async fn what_comes_exactly_once_is_handed_on_once() {
+    for version in [Version::V311, Version::V5] {
+        let mut broker = Broker::start(Script {
+            greeting: Some(mqtt::Publish {
+                qos: mqtt::QoS::ExactlyOnce,
+                ..greeting("dt/command/x/car-1/unlock", 77)
+            }),
+            ..Script::default()
+        })
+        .await;
+        let options = ClientOptions {
+            version,
+            ..options(&broker)
+        };
+        let (client, mut incoming) = Client::connect(options).await.unwrap();
+        let filter = [("dt/+/+/car-1/#", Delivery::ExactlyOnce)];
+        let granted = client.subscribe(&filter).await.unwrap();
+        assert_eq!(granted, [ReasonCode::GrantedQoS2]);
+        let mut answers = Vec::new();
+        while answers.len() < 4 {
+            match broker.next(Some).await {
+                Seen::PubRec(id) => answers.push(format!("received {id}")),
+                Seen::PubComp(id, reason) => answers.push(format!("complete {id} {reason}")),
+                _ => {}
+            }
+        }
+        // The second PUBREL finds nothing any more, which only MQTT 5 can say.
+        let second = match version {
+            Version::V311 => "complete 77 Success (0x00)",
+            Version::V5 => "complete 77 Packet Identifier not found (0x92)",
+        };
+        let first = "complete 77 Success (0x00)";
+        assert_eq!(answers, ["received 77", "received 77", first, second]);
+        client.finish(LONG).await.unwrap();
+        assert_eq!(text(&incoming.recv().await.unwrap()), "unlock");
+        assert!(incoming.recv().await.is_none(), "once");
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_is_told_in_words() {
     for (version, words) in [
         (Version::V5, "Not authorized (0x87) (as the script says)"),

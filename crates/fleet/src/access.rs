@@ -53,12 +53,20 @@ pub(crate) fn may_publish(vehicle: &str, topic: &str) -> bool {
 }
 
 /// Whether a device of `vehicle` may subscribe to `filter`: its own vehicle's topics and
-/// broadcasts, or any part of either. Shared subscriptions (`$share/…`) are for services.
+/// broadcasts, or any part of either. Of a shared subscription the filter is what follows the share
+/// name; `$share/…` itself is no filter.
 pub(crate) fn may_subscribe(vehicle: &str, filter: &str) -> bool {
     is_filter(filter)
         && [OWN, BROADCAST]
             .iter()
             .any(|template| covers(template, vehicle, filter))
+}
+
+/// Whether a device of `vehicle` may be given a message on `topic`, a topic that was published to.
+pub(crate) fn may_receive(vehicle: &str, topic: &str) -> bool {
+    [OWN, BROADCAST]
+        .iter()
+        .any(|template| covers(template, vehicle, topic))
 }
 
 /// Wildcards stand alone in their level and `#` is last (MQTT 5, 4.7.1).
@@ -279,6 +287,14 @@ mod tests {
             if may_publish("car-1", &topic) {
                 prop_assert!(may_read(&topic));
             }
+        }
+
+        #[test]
+        fn a_topic_is_received_if_and_only_if_it_may_be_read(
+            levels in proptest::collection::vec(plain_level(), 1..8),
+        ) {
+            let topic = levels.join("/");
+            prop_assert_eq!(may_receive("car-1", &topic), may_read(&topic), "{}", topic);
         }
     }
 }

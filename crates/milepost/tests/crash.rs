@@ -7,10 +7,7 @@
 mod harness;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    fs,
-    io::Write,
-    path::{Path, PathBuf},
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -81,45 +78,6 @@ async fn drive(
             count.fetch_add(1, Ordering::Relaxed);
         }
     }
-}
-
-/// The newest segment of each partition, after the crash.
-fn newest_segments(log: &Path) -> Vec<PathBuf> {
-    let mut newest: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
-    let mut folders = vec![log.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder)
-            .expect("a folder of the log")
-            .map(|e| e.expect("an entry"))
-        {
-            let path = entry.path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "log") {
-                let slot = newest.entry(folder.clone()).or_insert_with(|| path.clone());
-                *slot = path.clone().max(slot.clone());
-            }
-        }
-    }
-    newest.into_values().collect()
-}
-
-/// What a power cut leaves behind the last acknowledged byte: garbage, or the beginning of a batch.
-fn tear(segment: &Path, dice: &mut Dice) {
-    let bytes = fs::read(segment).expect("a segment");
-    let tail: Vec<u8> = match dice.below(3) {
-        0 => vec![0; 1 + dice.below(4096)],
-        1 => (0..1 + dice.below(300))
-            .map(|n| (n * 37 % 251) as u8)
-            .collect(),
-        // A batch that lies there already, cut short: right magic, wrong length and offset.
-        _ => bytes[..bytes.len().min(20 + dice.below(200))].to_vec(),
-    };
-    let mut file = fs::OpenOptions::new()
-        .append(true)
-        .open(segment)
-        .expect("a segment");
-    file.write_all(&tail).expect("written");
 }
 
 fn stored(serving: &Serving, table: &str) -> HashMap<String, u64> {
@@ -283,8 +241,8 @@ async fn what_was_acknowledged_is_in_the_lake_exactly_once_after_every_kill() {
             driver.await.expect("a driver ended");
         }
         if life % 2 == 0 {
-            for segment in newest_segments(&data.join("log")) {
-                tear(&segment, &mut dice);
+            for segment in harness::newest_files(&data.join("log"), "log") {
+                harness::tear(&segment, &mut dice);
             }
         }
     }

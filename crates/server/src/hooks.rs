@@ -4,6 +4,10 @@
 //! Flow of a publish: broker → [`FleetHooks::tap`] → `pipeline::route` → partition of the stream →
 //! group commit → acknowledgement back to the broker, which then sends PUBACK.
 //!
+//! A session may outlive its connection: what waits in it is delivered under what the directory says
+//! then ([`FleetHooks::may_receive`](Hooks::may_receive)), and what is said in its name after a restart
+//! under the device's newest certificate ([`FleetHooks::recall`](Hooks::recall)).
+//!
 //! Everything here answers from memory. The one place where a message can wait is the log's own
 //! bounded queue; when that is full the publisher is told so (0x97) instead of the broker growing.
 
@@ -19,6 +23,8 @@ use crate::{clock::now_us, config::Anonymous};
 
 /// The tree of device data; everything below it is kept.
 const DATA_TREE: &str = "dt/";
+/// What clients without credentials are called, and what their client ids begin with.
+const ANONYMOUS: &str = "anonymous";
 
 /// Who a connection is to the hooks.
 enum Who {
@@ -46,7 +52,32 @@ impl FleetHooks {
     }
 }
 
-/// Every identity is made in `authenticate`, with a `Who` for its context; one that is not may do nothing.
+/// A client's own choice of a client id, kept apart from what others choose: below its device's name it
+/// can take over only sessions of the same device.
+fn client_id(owner: &str, chosen: &str) -> String {
+    format!("{owner}/{chosen}")
+}
+
+/// Where answers to a device go (MQTT 5 section 4.10): among the topics of its vehicle, so that it may
+/// subscribe to them and the vehicle's other devices may publish there.
+fn response_topic(principal: &DevicePrincipal) -> String {
+    let (vehicle, device) = (principal.vehicle_id(), principal.device_id());
+    format!("dt/rpc/response/{vehicle}/{device}")
+}
+
+fn device_identity(client_id: impl Into<Arc<str>>, principal: DevicePrincipal) -> Identity {
+    let response_topic = response_topic(&principal);
+    Identity::new(client_id, principal.device_id().as_str())
+        .with_response_information(response_topic)
+        .with_context(Arc::new(Who::Device(principal)))
+}
+
+fn anonymous_identity(client_id: impl Into<Arc<str>>, chosen: &str) -> Identity {
+    let who = Who::Anyone(chosen.to_owned());
+    Identity::new(client_id, ANONYMOUS).with_context(Arc::new(who))
+}
+
+/// Every identity is made in this file, with a `Who` for its context; one that is not may do nothing.
 fn who(identity: &Identity) -> Option<&Who> {
     identity.context.downcast_ref()
 }
@@ -58,18 +89,13 @@ impl Hooks for FleetHooks {
                 let principal = self.directory.identify(leaf, now_us()).map_err(|denied| {
                     Refusal::new(ReasonCode::NotAuthorized, denied.to_string())
                 })?;
-                // The client id is a client's own choice: below the device's name it can take over
-                // only connections of the same device.
-                let device = principal.device_id().to_string();
-                let client_id = format!("{device}/{}", attempt.client_id);
-                Ok(Identity::new(client_id, device).with_context(Arc::new(Who::Device(principal))))
+                let client_id = client_id(principal.device_id().as_str(), attempt.client_id);
+                Ok(device_identity(client_id, principal))
             }
             None => match self.anonymous {
                 Anonymous::AllowAll => {
-                    // Apart from the devices' client ids, for the same reason.
-                    let client_id = format!("anonymous/{}", attempt.client_id);
-                    let who = Who::Anyone(attempt.client_id.to_owned());
-                    Ok(Identity::new(client_id, "anonymous").with_context(Arc::new(who)))
+                    let client_id = client_id(ANONYMOUS, attempt.client_id);
+                    Ok(anonymous_identity(client_id, attempt.client_id))
                 }
                 Anonymous::Deny => Err(Refusal::new(
                     ReasonCode::NotAuthorized,
@@ -93,6 +119,28 @@ impl Hooks for FleetHooks {
             Some(Who::Anyone(_)) => true,
             None => false,
         })
+    }
+
+    fn may_receive(&self, identity: &Identity, topic: &str) -> Decision {
+        decision(match who(identity) {
+            Some(Who::Device(principal)) => self.directory.may_receive(principal, topic),
+            Some(Who::Anyone(_)) => true,
+            None => false,
+        })
+    }
+
+    fn recall(&self, client_id: &str, principal: &str) -> Option<Identity> {
+        // What follows the name of its owner, as `client_id` made it.
+        let chosen = client_id.strip_prefix(principal)?.strip_prefix('/')?;
+        match self.anonymous {
+            Anonymous::AllowAll if principal == ANONYMOUS => {
+                Some(anonymous_identity(client_id, chosen))
+            }
+            _ => {
+                let principal = self.directory.recall(principal, now_us())?;
+                Some(device_identity(client_id, principal))
+            }
+        }
     }
 
     fn tap(
@@ -174,5 +222,132 @@ fn reason(error: &AppendError) -> ReasonCode {
         AppendError::TooLarge { .. } => ReasonCode::PacketTooLarge,
         AppendError::Closed { .. } => ReasonCode::ServerShuttingDown,
         _ => ReasonCode::ImplementationSpecificError,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use eventlog::{Log, LogOptions, StreamConfig};
+    use fleet::{Actor, Fleet, NewDevice, NewVehicle};
+    use rustls::pki_types::{CertificateDer, pem::PemObject};
+
+    use super::*;
+
+    /// A fleet of one car, and the hooks over it.
+    struct Yard {
+        _folder: tempfile::TempDir,
+        fleet: Fleet,
+        operator: Actor,
+        hooks: FleetHooks,
+        certificate: CertificateDer<'static>,
+    }
+
+    impl Yard {
+        async fn open(anonymous: Anonymous) -> Yard {
+            let folder = tempfile::tempdir().expect("a folder");
+            let fleet = Fleet::open(folder.path()).await.expect("a fleet");
+            let (log, _) =
+                Log::open(&folder.path().join("log"), LogOptions::default()).expect("a log");
+            let raw = log
+                .stream(pipeline::RAW_TELEMETRY, StreamConfig::default())
+                .expect("a stream");
+            let operator = Actor::new("person:anna").expect("a name");
+            let vehicle = NewVehicle {
+                id: Some("car-1".into()),
+                ..NewVehicle::default()
+            };
+            fleet.create_vehicle(&operator, vehicle).await.expect("new");
+            let device = NewDevice {
+                id: Some("tcu-1".into()),
+                vehicle_id: "car-1".into(),
+                kind: "tcu".into(),
+            };
+            fleet.create_device(&operator, device).await.expect("new");
+            let key = rcgen::KeyPair::generate().expect("a key");
+            let request = rcgen::CertificateParams::default();
+            let request = request.serialize_request(&key).expect("a request");
+            let issued = fleet
+                .issue_certificate(&operator, "tcu-1", &request.pem().expect("PEM"))
+                .await
+                .expect("signed");
+            Yard {
+                hooks: FleetHooks::new(fleet.directory(), raw, anonymous),
+                certificate: CertificateDer::from_pem_slice(issued.pem.as_bytes()).expect("DER"),
+                _folder: folder,
+                fleet,
+                operator,
+            }
+        }
+
+        fn connect(&self, client_id: &str, certificates: &[CertificateDer<'static>]) -> Identity {
+            let attempt = ConnectAttempt {
+                listener: &"mqtts-0".into(),
+                peer: SocketAddr::from(([127, 0, 0, 1], 1)),
+                client_id,
+                username: None,
+                password: None,
+                certificates,
+            };
+            self.hooks.authenticate(&attempt).expect("let in")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_session_is_recalled_under_what_the_directory_says_now() {
+        let yard = Yard::open(Anonymous::Deny).await;
+        let there = yard.connect("app", std::slice::from_ref(&yard.certificate));
+        assert_eq!(
+            (&*there.client_id, &*there.principal),
+            ("tcu-1/app", "tcu-1")
+        );
+
+        let hooks = &yard.hooks;
+        let recalled = hooks.recall("tcu-1/app", "tcu-1").expect("known");
+        for who in [&there, &recalled] {
+            assert_eq!(&*who.client_id, "tcu-1/app");
+            let own = "dt/a/b/car-1/x";
+            assert_eq!(hooks.may_publish(who, own), Decision::Allow);
+            assert_eq!(hooks.may_receive(who, own), Decision::Allow);
+            assert_eq!(hooks.may_receive(who, "dt/a/b/car-2/x"), Decision::Deny);
+            // Where answers go is a topic that it may subscribe to and its vehicle may publish to.
+            let answers = who.response_information.as_deref().expect("a topic");
+            assert_eq!(answers, "dt/rpc/response/car-1/tcu-1");
+            let filter = format!("{answers}/#");
+            assert_eq!(hooks.may_subscribe(who, &filter), Decision::Allow);
+            assert_eq!(hooks.may_publish(who, answers), Decision::Allow);
+        }
+        for (client_id, principal) in [
+            ("tcu-1/app", "tcu-2"),
+            ("tcu-1", "tcu-1"),
+            ("tcu-10/app", "tcu-1"),
+            ("tcu-2/app", "tcu-2"),
+            ("anonymous/app", "anonymous"),
+        ] {
+            assert!(hooks.recall(client_id, principal).is_none(), "{client_id}");
+        }
+
+        let fleet = &yard.fleet;
+        let disabled = fleet.set_device_enabled(&yard.operator, "tcu-1", false, None);
+        disabled.await.expect("disabled");
+        assert!(hooks.recall("tcu-1/app", "tcu-1").is_none());
+        for who in [&there, &recalled] {
+            assert_eq!(hooks.may_receive(who, "dt/a/b/car-1/x"), Decision::Deny);
+        }
+    }
+
+    #[tokio::test]
+    async fn anybody_is_recalled_as_anybody_where_anybody_is_let_in() {
+        let yard = Yard::open(Anonymous::AllowAll).await;
+        let there = yard.connect("trial", &[]);
+        let recalled = yard.hooks.recall(&there.client_id, &there.principal);
+        let recalled = recalled.expect("let in");
+        assert_eq!(&*recalled.client_id, "anonymous/trial");
+        assert_eq!(yard.hooks.may_publish(&recalled, "a"), Decision::Allow);
+        assert!(matches!(who(&recalled), Some(Who::Anyone(id)) if id == "trial"));
+        // A device is still itself.
+        let device = yard.hooks.recall("tcu-1/app", "tcu-1").expect("known");
+        assert_eq!(yard.hooks.may_publish(&device, "a"), Decision::Deny);
     }
 }

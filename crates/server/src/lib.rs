@@ -1,11 +1,12 @@
 //! Assembles Milepost: configuration in, a running server out, and the way back.
 //!
 //! Start: check everything that can be wrong → take all ports → open fleet, log and lake (which
-//! recover what a crash left) → start the consumers → listen. Nobody can connect to half a server.
+//! recover what a crash left) → start the consumers → restore the sessions → serve. Nobody is served
+//! by half a server.
 //!
 //! Stop, in this order and within a deadline: no new connections; owed acknowledgements go out as
-//! their records become durable; the consumers reach the end of the log; the lake commits; files are
-//! closed. What was acknowledged was on disk before any of this began.
+//! their records become durable; sessions are kept as they are; the consumers reach the end of the
+//! log; the lake commits; files are closed. What was acknowledged was on disk before any of this began.
 
 pub mod config;
 pub mod preflight;
@@ -16,6 +17,7 @@ mod fleet_source;
 mod hooks;
 mod http;
 mod ingest;
+mod sessions;
 mod state;
 mod tls;
 
@@ -23,7 +25,7 @@ use std::{
     fmt, io, net::SocketAddr, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc, time::Duration,
 };
 
-use broker::{Broker, BrokerConfig, BrokerHandle, Limits, ListenerConfig, Transport};
+use broker::{Broker, BrokerConfig, BrokerHandle, Limits, ListenerConfig, Recovery, Transport};
 use eventlog::{Log, LogOptions, Retention, Stream, StreamConfig};
 use fleet::{Change, Fleet, FleetError};
 use lake::{Lake, LakeError, LakeOptions, QueryLimits};
@@ -35,7 +37,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use config::{Anonymous, Config, LogDurability, Protocol, problem::Problems};
+use clock::now_us;
+use config::{Anonymous, Config, Durability, Protocol, problem::Problems, quantity::ByteSize};
 use decoders::Decoders;
 use hooks::FleetHooks;
 use ingest::Ingest;
@@ -175,13 +178,14 @@ impl Server {
                 transport,
             })
             .collect();
-        let broker = Broker::start(
-            BrokerConfig {
-                limits: limits(&config),
-                ..BrokerConfig::new(listeners)
-            },
-            Arc::new(hooks),
-        )?;
+        let broker_config = BrokerConfig {
+            limits: limits(&config),
+            store: sessions::store(&config),
+            ..BrokerConfig::new(listeners)
+        };
+        sessions::announce(&config.data_dir);
+        let broker = start_broker(broker_config, hooks).await?;
+        sessions::report(broker.recovery());
         let http = tokio::net::TcpListener::from_std(sockets.http)?;
         let sql = tokio::net::TcpListener::from_std(sockets.sql)?;
         let addresses = Addresses {
@@ -249,6 +253,11 @@ impl Server {
         &self.state.broker
     }
 
+    /// What was there of sessions when it started.
+    pub fn recovery(&self) -> &Recovery {
+        self.state.broker.recovery()
+    }
+
     /// The lake, for counters and queries from within.
     pub fn lake(&self) -> &Lake {
         &self.state.lake
@@ -301,6 +310,19 @@ fn make_data_dir(config: &Config) -> Result<(), StartError> {
         })
 }
 
+/// Restores the sessions, which may take seconds, and serves.
+async fn start_broker(config: BrokerConfig, hooks: FleetHooks) -> Result<BrokerHandle, StartError> {
+    let started = tokio::task::spawn_blocking(move || Broker::start(config, Arc::new(hooks)));
+    match started.await {
+        Ok(started) => Ok(started?),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Not run at all: the runtime is going down.
+            Err(error) => Err(StartError::System(io::Error::other(error))),
+        },
+    }
+}
+
 fn open_log(config: &Config) -> Result<(Log, Stream, Stream), StartError> {
     let (log, recovery) = Log::open(&config.data_dir.join("log"), LogOptions::default())?;
     let stream_config = StreamConfig {
@@ -310,8 +332,8 @@ fn open_log(config: &Config) -> Result<(Log, Stream, Stream), StartError> {
             max_bytes: Some(config.log.max_bytes.0),
         },
         durability: match config.log.durability {
-            LogDurability::Fsync => eventlog::Durability::Fsync,
-            LogDurability::None => eventlog::Durability::None,
+            Durability::Fsync => eventlog::Durability::Fsync,
+            Durability::None => eventlog::Durability::None,
         },
         ..StreamConfig::default()
     };
@@ -376,17 +398,27 @@ fn query_limits(config: &Config) -> QueryLimits {
 
 fn limits(config: &Config) -> Limits {
     let mqtt = &config.mqtt;
-    let defaults = Limits::default();
-    // Both are within 256 MiB by the configuration's own ranges.
-    let max_packet_size = u32::try_from(mqtt.max_packet_size.0).unwrap_or(u32::MAX);
+    let bytes = |size: ByteSize| usize::try_from(size.0).unwrap_or(usize::MAX);
     Limits {
-        max_packet_size,
+        // Within 256 MiB by the configuration's own range.
+        max_packet_size: u32::try_from(mqtt.max_packet_size.0).unwrap_or(u32::MAX),
         max_inflight: mqtt.max_inflight,
         max_queued: mqtt.max_queued as usize,
-        max_queued_bytes: defaults.max_queued_bytes.max(4 * max_packet_size as usize),
+        max_queued_bytes: bytes(mqtt.max_queued_bytes),
+        overflow: mqtt.overflow,
         keep_alive_max: mqtt.keep_alive_max,
+        session_expiry_max: mqtt.session_expiry_max,
         max_connections: mqtt.max_connections as usize,
-        ..defaults
+        max_sessions: mqtt.max_sessions as usize,
+        max_subscriptions: mqtt.max_subscriptions as usize,
+        max_stored_bytes: bytes(mqtt.max_stored_bytes),
+        share_strategy: mqtt.share_strategy,
+        retain: mqtt.retain,
+        max_retained: mqtt.max_retained as usize,
+        max_retained_bytes: bytes(mqtt.max_retained_bytes),
+        topic_alias_maximum: mqtt.topic_alias_maximum,
+        topic_alias_maximum_out: mqtt.topic_alias_maximum_out,
+        ..Limits::default()
     }
 }
 
@@ -421,7 +453,10 @@ async fn serve_http(
 }
 
 /// Carries changes of the register to whoever keeps something that depends on it: lost access ends
-/// connections, a changed model changes its decoder.
+/// connections and empties sessions, a changed model changes its decoder.
+///
+/// Access that is gained is not passed on: the broker remembers only what was allowed, and asks anew
+/// for whatever it was denied.
 async fn follow_changes(
     mut changes: broadcast::Receiver<Change>,
     fleet: Fleet,
@@ -439,6 +474,15 @@ async fn follow_changes(
                 let ended = broker
                     .disconnect_principal(device_id.as_str(), ReasonCode::AdministrativeAction);
                 tracing::info!(event = "access.lost", device = %device_id, connections = ended);
+                // A device that can come back with another certificate finds its session as it left
+                // it, and is checked then. One that can not has its subscriptions taken away.
+                if fleet
+                    .directory()
+                    .recall(device_id.as_str(), now_us())
+                    .is_none()
+                {
+                    broker.access_changed(device_id.as_str());
+                }
             }
             Ok(Change::ModelChanged { name }) => {
                 if let Err(error) = decoders.refresh(&fleet, &name).await {
@@ -446,10 +490,15 @@ async fn follow_changes(
                 }
             }
             Ok(_) => {}
-            // Unknown changes were missed. Messages of devices without access are refused one by one
-            // meanwhile (the directory decides); here the models are read again.
+            // Unknown changes were missed: everything that depends on them is looked at again. What a
+            // device without access sends is refused one by one meanwhile (the directory decides).
             Err(RecvError::Lagged(missed)) => {
                 tracing::warn!(event = "changes.lagged", missed);
+                for device in fleet.directory().shut_out(now_us()) {
+                    broker.disconnect_principal(device.as_str(), ReasonCode::AdministrativeAction);
+                }
+                // A device that was deleted cannot be named any more.
+                broker.access_changed_for_all();
                 if let Err(error) = decoders.reload(&fleet).await {
                     tracing::error!(event = "model.reload_failed", error = %error);
                 }

@@ -12,10 +12,13 @@ use std::{
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::config::{
-    Config,
-    document::Place,
-    problem::{Problem, Problems},
+use crate::{
+    config::{
+        Config,
+        document::Place,
+        problem::{Problem, Problems},
+    },
+    sessions,
 };
 
 /// Connections the kernel holds until we accept them: a second of the largest connect storm we
@@ -43,7 +46,18 @@ pub struct Reserved(Vec<(String, SocketAddr, Socket)>);
 /// Checks the data folder and takes every address; on any problem none is kept.
 pub fn reserve(config: &Config) -> Result<Reserved, Problems> {
     let mut problems = Vec::new();
-    problems.extend(data_dir_problem(&config.data_dir));
+    problems.extend(folder_problem(
+        &config.data_dir,
+        "choose another with data_dir or --data-dir, or correct its owner and mode",
+    ));
+    // A part of it that somebody put there or made unwritable by hand.
+    let sessions = sessions::folder(&config.data_dir);
+    if problems.is_empty() && sessions.exists() {
+        problems.extend(folder_problem(
+            &sessions,
+            "move it away, or correct its owner and mode",
+        ));
+    }
     let bound = bind_all(config, &mut problems);
     match problems.is_empty() {
         true => Ok(Reserved(bound)),
@@ -128,8 +142,8 @@ fn socket_problem(key: &str, address: SocketAddr, error: &io::Error) -> Problem 
 }
 
 /// The folder must be there and writable, or be one that we can make.
-fn data_dir_problem(data_dir: &Path) -> Option<Problem> {
-    let existing = data_dir
+fn folder_problem(folder: &Path, remedy: &str) -> Option<Problem> {
+    let existing = folder
         .ancestors()
         .find(|path| path.exists() || path.as_os_str().is_empty())?;
     let existing = match existing.as_os_str().is_empty() {
@@ -148,7 +162,7 @@ fn data_dir_problem(data_dir: &Path) -> Option<Problem> {
         place: Place::Machine,
         key: "data_dir".to_owned(),
         message: format!("{} {reason}", existing.display()),
-        remedy: "choose another with data_dir or --data-dir, or correct its owner and mode".into(),
+        remedy: remedy.to_owned(),
     })
 }
 
@@ -200,5 +214,19 @@ mod tests {
         let problems = check(&config).expect_err("a file").to_string();
         assert!(problems.contains("data_dir"), "{problems}");
         assert!(problems.contains("is not a folder"), "{problems}");
+    }
+
+    #[test]
+    fn sessions_that_can_not_be_kept_are_found_before_the_start() {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("sessions"), "x").expect("written");
+        let config = config(&format!(
+            "data_dir = {:?}\n[http]\nbind = \"127.0.0.1:0\"\n[sql]\nbind = \"127.0.0.1:0\"\n\
+             [[listener]]\nprotocol = \"mqtts\"\nbind = \"127.0.0.1:0\"",
+            folder.path().display().to_string()
+        ));
+        let problems = check(&config).expect_err("a file").to_string();
+        assert!(problems.contains("sessions is not a folder"), "{problems}");
+        assert!(problems.contains("move it away"), "{problems}");
     }
 }

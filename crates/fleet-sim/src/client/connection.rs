@@ -11,18 +11,18 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use mqtt::{
-    Attempt, ConnAck, Connect, Decoder, Disconnect, Packet, PubAck, Publish, PublishFrame, QoS,
+    Attempt, ConnAck, Connect, Decoder, Disconnect, Packet, PubAck, PubComp, PubRec, Publish, QoS,
     ReasonCode, Subscribe, SubscribeProperties, Subscription, Version,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::session::{Acknowledged, Session};
+use super::session::{Acknowledged, Message, Received, Session};
 use super::transport::{self, Wire};
 use super::{
-    ClientCounters, ClientError, ClientEvent, ClientOptions, Command, Done, INCOMING, Reconnect,
-    SessionStart,
+    ClientCounters, ClientError, ClientEvent, ClientOptions, Command, Delivery, INCOMING,
+    Reconnect, SessionStart,
 };
 use crate::dice::Dice;
 
@@ -39,7 +39,7 @@ pub(super) struct Life {
     counters: Arc<ClientCounters>,
     session: Session,
     /// Messages sent on an earlier connection that this one has had no room for yet.
-    waiting: VecDeque<(PublishFrame, Option<Done>)>,
+    waiting: VecDeque<Message>,
     subscriptions: Vec<Subscription>,
     finishing: bool,
     dice: Dice,
@@ -83,7 +83,7 @@ impl Life {
         // Jitter that differs between clients and repeats for one.
         let dice = Dice::for_thing(0, &options.client_id);
         Self {
-            session: Session::new(options.window),
+            session: Session::new(options.window, options.version),
             counters: Arc::clone(&options.counters),
             options,
             inbox,
@@ -186,10 +186,10 @@ impl Life {
             }
             while serving.out.len() < FULL
                 && self.session.has_room()
-                && let Some((frame, done)) = self.waiting.pop_front()
+                && let Some(message) = self.waiting.pop_front()
             {
                 self.counters.add(|c| &c.resent);
-                self.session.send(frame, done, &mut serving.out)?;
+                self.session.send(message, &mut serving.out)?;
             }
             while self.can_take(&serving)
                 && let Ok(command) = self.inbox.try_recv()
@@ -260,6 +260,12 @@ impl Life {
         self.counters
             .resent
             .fetch_add(resent.count, Ordering::Relaxed);
+        self.counters
+            .acknowledged
+            .fetch_add(resent.completed, Ordering::Relaxed);
+        if hello.session_present {
+            self.counters.add(|c| &c.resumed);
+        }
         resent.waiting.append(&mut self.waiting);
         self.waiting = resent.waiting;
         let mut asked = None;
@@ -291,7 +297,7 @@ impl Life {
 
     fn obey(&mut self, command: Command, serving: &mut Serving) -> Result<(), ClientError> {
         match command {
-            Command::Publish { frame, done } => self.send(frame, done, serving),
+            Command::Publish(message) => self.send(message, serving),
             Command::Subscribe {
                 subscriptions,
                 done,
@@ -310,12 +316,8 @@ impl Life {
         }
     }
 
-    fn send(
-        &mut self,
-        frame: PublishFrame,
-        done: Option<Done>,
-        serving: &mut Serving,
-    ) -> Result<(), ClientError> {
+    fn send(&mut self, message: Message, serving: &mut Serving) -> Result<(), ClientError> {
+        let frame = &message.frame;
         if frame.len() > serving.largest {
             self.counters.add(|c| &c.refused);
             let error = ClientError::TooLarge {
@@ -323,18 +325,18 @@ impl Life {
                 limit: serving.largest,
             };
             tracing::warn!(client = %self.options.client_id, "{error}");
-            if let Some(done) = done {
+            if let Some(done) = message.done {
                 let _ = done.send(Err(error)); // the caller may have lost interest
             }
             return Ok(());
         }
         self.counters.add(|c| &c.published);
-        if frame.packet_id_offset().is_some() {
-            self.session.send(frame, done, &mut serving.out)?;
+        if message.delivery != Delivery::AtMostOnce {
+            self.session.send(message, &mut serving.out)?;
         } else {
             frame.write(None, Attempt::First, &mut serving.out)?;
             self.counters.add(|c| &c.acknowledged);
-            if let Some(done) = done {
+            if let Some(done) = message.done {
                 let _ = done.send(Ok(())); // the caller may have lost interest
             }
         }
@@ -365,28 +367,34 @@ impl Life {
     fn take(&mut self, packet: Packet, serving: &mut Serving) -> Result<(), ClientError> {
         match packet {
             Packet::PubAck(ack) => {
-                match self.session.acknowledge(ack.packet_id, ack.reason) {
-                    Acknowledged::Accepted => self.counters.add(|c| &c.acknowledged),
-                    Acknowledged::Refused => {
-                        self.counters.add(|c| &c.refused);
-                        tracing::debug!(client = %self.options.client_id, reason = %ack.reason, "message refused");
-                    }
-                    Acknowledged::Unknown => {
-                        return Err(ClientError::Unexpected {
-                            what: format!("PUBACK for {}, which is not open", ack.packet_id),
-                        });
-                    }
+                let acknowledged = self.session.acknowledge(ack.packet_id, ack.reason);
+                self.count("PUBACK", &acknowledged, ack.packet_id, ack.reason)
+            }
+            Packet::PubRec(ack) => {
+                let (id, reason) = (ack.packet_id, ack.reason);
+                match self.session.received(id, reason, &mut serving.out)? {
+                    Received::Released => Ok(()),
+                    Received::Refused => self.count("PUBREC", &Acknowledged::Refused, id, reason),
+                    Received::Unknown => self.count("PUBREC", &Acknowledged::Unknown, id, reason),
                 }
+            }
+            Packet::PubComp(ack) => {
+                let completed = self.session.complete(ack.packet_id);
+                self.count("PUBCOMP", &completed, ack.packet_id, ack.reason)
+            }
+            Packet::PubRel(release) => {
+                let id = release.packet_id;
+                let reason = match self.session.release(id) {
+                    // MQTT 3.1.1 has no other answer.
+                    true => ReasonCode::Success,
+                    false if self.options.version == Version::V311 => ReasonCode::Success,
+                    false => ReasonCode::PacketIdentifierNotFound,
+                };
+                let complete = PubComp::new(id, reason);
+                mqtt::encode(&complete.into(), self.options.version, &mut serving.out)?;
                 Ok(())
             }
-            Packet::Publish(publish) => {
-                if publish.qos == QoS::ExactlyOnce {
-                    return Err(ClientError::Unexpected {
-                        what: "PUBLISH with QoS 2, which nobody subscribed with".into(),
-                    });
-                }
-                self.receive(*publish, serving)
-            }
+            Packet::Publish(publish) => self.receive(*publish, serving),
             Packet::SubAck(ack) => match serving.asked.take() {
                 Some(asked) if asked.id == ack.packet_id && asked.count == ack.reasons.len() => {
                     if let Some(done) = asked.done {
@@ -413,10 +421,43 @@ impl Life {
         }
     }
 
+    /// Counts how a message ended.
+    fn count(
+        &self,
+        packet: &str,
+        acknowledged: &Acknowledged,
+        id: mqtt::PacketId,
+        reason: ReasonCode,
+    ) -> Result<(), ClientError> {
+        match acknowledged {
+            Acknowledged::Accepted => self.counters.add(|c| &c.acknowledged),
+            Acknowledged::Refused => {
+                self.counters.add(|c| &c.refused);
+                tracing::debug!(client = %self.options.client_id, %reason, "message refused");
+            }
+            Acknowledged::Unknown => {
+                return Err(ClientError::Unexpected {
+                    what: format!("{packet} for {id}, which is not open"),
+                });
+            }
+        }
+        Ok(())
+    }
+
     fn receive(&mut self, publish: Publish, serving: &mut Serving) -> Result<(), ClientError> {
+        let exactly_once = publish
+            .packet_id
+            .filter(|_| publish.qos == QoS::ExactlyOnce);
+        if exactly_once.is_some_and(|id| self.session.knows(id)) {
+            // Handed on before, on this connection or an earlier one.
+            return acknowledge(&publish, self.options.version, &mut serving.out);
+        }
         match self.deliver.try_reserve() {
             Ok(permit) => {
                 self.counters.add(|c| &c.received);
+                if let Some(id) = exactly_once {
+                    self.session.handed_on(id);
+                }
                 acknowledge(&publish, self.options.version, &mut serving.out)?;
                 permit.send(publish);
                 Ok(())
@@ -530,10 +571,12 @@ async fn room(deliver: &mpsc::Sender<Publish>) {
 }
 
 fn acknowledge(publish: &Publish, version: Version, out: &mut BytesMut) -> Result<(), ClientError> {
-    if let Some(id) = publish.packet_id {
-        mqtt::encode(&PubAck::success(id).into(), version, out)?;
-    }
-    Ok(())
+    let answer: Packet = match (publish.qos, publish.packet_id) {
+        (QoS::AtLeastOnce, Some(id)) => PubAck::success(id).into(),
+        (QoS::ExactlyOnce, Some(id)) => PubRec::success(id).into(),
+        _ => return Ok(()), // QoS 0, the only one without an identifier
+    };
+    Ok(mqtt::encode(&answer, version, out)?)
 }
 
 fn unexpected(packet: &Packet) -> ClientError {

@@ -4,10 +4,12 @@
 //! until the in-flight window has room, go out, and stay until they are acknowledged; when the
 //! connection breaks the task connects again and sends what was not acknowledged once more. So a
 //! message that was accepted is delivered at least once, unless [`Client::finish`] runs out of time
-//! and says how many are open.
+//! and says how many are open. With QoS 2 and a session that the server keeps
+//! ([`SessionStart::Resume`]) it is delivered exactly once.
 //!
-//! MQTT 3.1.1 and 5, QoS 0 and 1, over TCP and TLS. No QoS 2 and no session on disk: a virtual
-//! vehicle that dies is started anew.
+//! MQTT 3.1.1 and 5, QoS 0 to 2, over TCP and TLS. The client's half of a session lives as long as
+//! the [`Client`], over all its connections, and not on disk: a virtual vehicle that dies is started
+//! anew.
 
 pub(crate) mod connection;
 mod session;
@@ -29,9 +31,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use session::Message;
 pub use transport::{Server, ServerError, Transport};
 
-/// How often a message may arrive. No "exactly once": see the module.
+/// How often a message may arrive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Delivery {
     /// QoS 0: gone when it is written.
@@ -39,6 +42,8 @@ pub enum Delivery {
     /// QoS 1: kept until acknowledged.
     #[default]
     AtLeastOnce,
+    /// QoS 2: kept until acknowledged twice.
+    ExactlyOnce,
 }
 
 impl From<Delivery> for QoS {
@@ -46,6 +51,7 @@ impl From<Delivery> for QoS {
         match delivery {
             Delivery::AtMostOnce => Self::AtMostOnce,
             Delivery::AtLeastOnce => Self::AtLeastOnce,
+            Delivery::ExactlyOnce => Self::ExactlyOnce,
         }
     }
 }
@@ -319,6 +325,14 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
+    fn encoded(self, version: Version, done: Option<Done>) -> Result<Message, EncodeError> {
+        Ok(Message {
+            delivery: self.delivery,
+            frame: self.frame(version)?,
+            done,
+        })
+    }
+
     fn frame(self, version: Version) -> Result<PublishFrame, EncodeError> {
         let publish = Publish {
             qos: self.delivery.into(),
@@ -349,6 +363,7 @@ pub struct ClientCounters {
     refused: AtomicU64,
     resent: AtomicU64,
     connects: AtomicU64,
+    resumed: AtomicU64,
     failures: AtomicU64,
     received: AtomicU64,
     connected: AtomicBool,
@@ -374,6 +389,8 @@ impl ClientCounters {
         resent,
         /// Connections the server accepted.
         connects,
+        /// Connections on which the server still knew the session.
+        resumed,
         /// Connections that broke, were refused or not made.
         failures,
         /// Messages received.
@@ -401,10 +418,7 @@ type Done = oneshot::Sender<Result<(), ClientError>>;
 
 /// What the handle asks of the task.
 enum Command {
-    Publish {
-        frame: PublishFrame,
-        done: Option<Done>,
-    },
+    Publish(Message),
     Subscribe {
         subscriptions: Vec<Subscription>,
         done: oneshot::Sender<Result<Vec<ReasonCode>, ClientError>>,
@@ -481,9 +495,8 @@ impl Client {
     /// # Errors
     /// [`ClientError::Encode`] for what cannot be said, [`ClientError::Stopped`].
     pub async fn publish(&self, message: Outgoing) -> Result<Receipt, ClientError> {
-        let frame = message.frame(self.version)?;
         let (done, receipt) = oneshot::channel();
-        self.enqueue(frame, Some(done)).await?;
+        self.enqueue(message, Some(done)).await?;
         Ok(Receipt { receipt })
     }
 
@@ -492,8 +505,7 @@ impl Client {
     /// # Errors
     /// As [`Self::publish`].
     pub async fn post(&self, message: Outgoing) -> Result<(), ClientError> {
-        let frame = message.frame(self.version)?;
-        self.enqueue(frame, None).await
+        self.enqueue(message, None).await
     }
 
     /// Publishes if there is room in the queue; what becomes of it shows in the counters.
@@ -501,11 +513,11 @@ impl Client {
     /// # Errors
     /// As [`Self::publish`], and [`ClientError::QueueFull`].
     pub fn try_publish(&self, message: Outgoing) -> Result<(), ClientError> {
-        let frame = message.frame(self.version)?;
+        let message = message.encoded(self.version, None)?;
         match self.commands.try_reserve() {
             Ok(slot) => {
                 self.counters.add(|c| &c.accepted);
-                slot.send(Command::Publish { frame, done: None });
+                slot.send(Command::Publish(message));
                 Ok(())
             }
             Err(mpsc::error::TrySendError::Full(())) => {
@@ -515,11 +527,12 @@ impl Client {
         }
     }
 
-    async fn enqueue(&self, frame: PublishFrame, done: Option<Done>) -> Result<(), ClientError> {
+    async fn enqueue(&self, message: Outgoing, done: Option<Done>) -> Result<(), ClientError> {
+        let message = message.encoded(self.version, done)?;
         let slot = self.commands.reserve().await;
         let slot = slot.map_err(|_| ClientError::Stopped)?;
         self.counters.add(|c| &c.accepted);
-        slot.send(Command::Publish { frame, done });
+        slot.send(Command::Publish(message));
         Ok(())
     }
 

@@ -1,21 +1,39 @@
-//! Session: what was sent and not acknowledged. A state machine without IO.
+//! Session: what was sent and not acknowledged, and what was received and may come again. A state
+//! machine without IO.
 //!
 //! On a new connection everything open goes out again in its old order. If the server still has the
 //! session it goes with its old packet identifier and the DUP flag `[MQTT-4.4.0-1]`; if not, the
 //! server knows nothing of it, so it is a first transmission with a new identifier: DUP would claim
 //! that this server may have seen it `[MQTT-3.3.1-1]`. Within a connection nothing is repeated.
+//!
+//! A message of QoS 2 that the server has received (PUBREC) is never sent again, whatever becomes of
+//! the session: the server owns it, and only its identifier is still to be released.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use bytes::BytesMut;
-use mqtt::{Attempt, EncodeError, PacketId, PublishFrame, ReasonCode};
+use mqtt::{Attempt, EncodeError, PacketId, PubRel, PublishFrame, ReasonCode, Version};
 
-use super::{ClientError, Done};
+use super::{ClientError, Delivery, Done};
+
+/// A message on its way out.
+pub(super) struct Message {
+    pub(super) frame: PublishFrame,
+    pub(super) delivery: Delivery,
+    pub(super) done: Option<Done>,
+}
 
 struct Open {
     id: PacketId,
-    frame: PublishFrame,
+    stage: Stage,
     done: Option<Done>,
+}
+
+enum Stage {
+    /// Sent. The frame is kept for sending it again.
+    Sent(PublishFrame, Delivery),
+    /// Received by the server (QoS 2): PUBREL sent, PUBCOMP outstanding.
+    Released,
 }
 
 /// What became of an acknowledgement.
@@ -25,29 +43,46 @@ pub(super) enum Acknowledged {
     Accepted,
     /// The server will not have it.
     Refused,
-    /// Nothing open has that identifier.
+    /// Nothing open has that identifier and waits for such an answer.
     Unknown,
 }
 
-/// The messages of QoS 1 that are in flight, in the order they were sent.
+/// What became of a PUBREC.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Received {
+    /// The server has the message; PUBREL was written.
+    Released,
+    /// The server will not have it.
+    Refused,
+    /// Nothing open of QoS 2 has that identifier.
+    Unknown,
+}
+
+/// The messages of QoS 1 and 2 that are in flight, in the order they were sent, and the identifiers
+/// of incoming messages of QoS 2 that are not released.
 pub(super) struct Session {
+    version: Version,
     open: VecDeque<Open>,
+    incoming: HashSet<PacketId>,
     next_id: PacketId,
     own_window: usize,
     window: usize,
 }
 
 impl Session {
-    pub(super) fn new(window: u16) -> Self {
+    pub(super) fn new(window: u16, version: Version) -> Self {
         let window = usize::from(window.max(1));
         Self {
+            version,
             open: VecDeque::new(),
+            incoming: HashSet::new(),
             next_id: PacketId::FIRST,
             own_window: window,
             window,
         }
     }
 
+    /// Nothing that was sent waits for an answer.
     pub(super) fn is_empty(&self) -> bool {
         self.open.is_empty()
     }
@@ -69,24 +104,67 @@ impl Session {
     }
 
     /// Sends a message for the first time.
-    pub(super) fn send(
-        &mut self,
-        frame: PublishFrame,
-        done: Option<Done>,
-        out: &mut BytesMut,
-    ) -> Result<(), EncodeError> {
+    pub(super) fn send(&mut self, message: Message, out: &mut BytesMut) -> Result<(), EncodeError> {
+        let Message {
+            frame,
+            delivery,
+            done,
+        } = message;
         let id = self.fresh_id();
         frame.write(Some(id), Attempt::First, out)?;
-        self.open.push_back(Open { id, frame, done });
+        let stage = Stage::Sent(frame, delivery);
+        self.open.push_back(Open { id, stage, done });
         Ok(())
     }
 
-    /// The server answered for a message.
+    /// Where a message with this identifier is that waits for such an answer. Almost always the first:
+    /// servers acknowledge in order.
+    fn find(&self, id: PacketId, waits: impl Fn(&Stage) -> bool) -> Option<usize> {
+        let mut open = self.open.iter();
+        open.position(|open| open.id == id && waits(&open.stage))
+    }
+
+    /// PUBACK.
     pub(super) fn acknowledge(&mut self, id: PacketId, reason: ReasonCode) -> Acknowledged {
-        // Almost always the first: servers acknowledge in order.
-        let Some(index) = self.open.iter().position(|open| open.id == id) else {
-            return Acknowledged::Unknown;
+        let waits = |stage: &Stage| matches!(stage, Stage::Sent(_, Delivery::AtLeastOnce));
+        match self.find(id, waits) {
+            Some(index) => self.conclude(index, reason),
+            None => Acknowledged::Unknown,
+        }
+    }
+
+    /// PUBREC: the first half of QoS 2. Writes the PUBREL.
+    pub(super) fn received(
+        &mut self,
+        id: PacketId,
+        reason: ReasonCode,
+        out: &mut BytesMut,
+    ) -> Result<Received, EncodeError> {
+        let waits = |stage: &Stage| match stage {
+            Stage::Sent(_, delivery) => *delivery == Delivery::ExactlyOnce,
+            Stage::Released => true,
         };
+        let Some(index) = self.find(id, waits) else {
+            return Ok(Received::Unknown);
+        };
+        if reason.is_error() {
+            self.conclude(index, reason);
+            return Ok(Received::Refused);
+        }
+        self.open[index].stage = Stage::Released;
+        mqtt::encode(&PubRel::success(id).into(), self.version, out)?;
+        Ok(Received::Released)
+    }
+
+    /// PUBCOMP: the second half. Also a server that does not know the identifier has the message.
+    pub(super) fn complete(&mut self, id: PacketId) -> Acknowledged {
+        match self.find(id, |stage| matches!(stage, Stage::Released)) {
+            Some(index) => self.conclude(index, ReasonCode::Success),
+            None => Acknowledged::Unknown,
+        }
+    }
+
+    fn conclude(&mut self, index: usize, reason: ReasonCode) -> Acknowledged {
         let done = self.open.remove(index).and_then(|open| open.done);
         let (acknowledged, result) = if reason.is_error() {
             let error = ClientError::MessageRefused { reason };
@@ -100,6 +178,21 @@ impl Session {
         acknowledged
     }
 
+    /// An incoming message of QoS 2 is handed on.
+    pub(super) fn handed_on(&mut self, id: PacketId) {
+        self.incoming.insert(id);
+    }
+
+    /// Whether the message with this identifier was handed on and is not released.
+    pub(super) fn knows(&self, id: PacketId) -> bool {
+        self.incoming.contains(&id)
+    }
+
+    /// PUBREL for an incoming message; whether the identifier was known.
+    pub(super) fn release(&mut self, id: PacketId) -> bool {
+        self.incoming.remove(&id)
+    }
+
     /// A new connection: sends what is open again, as far as `receive_maximum` allows at once. The
     /// rest is returned for later, with what waits for it; in order.
     pub(super) fn reconnected(
@@ -109,39 +202,59 @@ impl Session {
         out: &mut BytesMut,
     ) -> Result<Resent, EncodeError> {
         self.window = self.own_window.min(usize::from(receive_maximum.max(1)));
-        let mut again = std::mem::take(&mut self.open);
-        // A server that wants fewer in flight than before, and does not know the earlier ones
-        // anyway: these go back to the queue. Those it knows must keep their identifiers.
-        let fits = if session_present {
-            again.len()
-        } else {
-            self.window.min(again.len())
-        };
-        let waiting = again.split_off(fits);
-        for open in again {
-            if session_present {
-                open.frame.write(Some(open.id), Attempt::Again, out)?;
-                self.open.push_back(open);
-            } else {
-                self.send(open.frame, open.done, out)?;
+        let mut resent = Resent::default();
+        if session_present {
+            // All of them keep their identifiers, whatever the server wants at once.
+            for open in &self.open {
+                match &open.stage {
+                    Stage::Sent(frame, _) => {
+                        frame.write(Some(open.id), Attempt::Again, out)?;
+                        resent.count += 1;
+                    }
+                    Stage::Released => {
+                        mqtt::encode(&PubRel::success(open.id).into(), self.version, out)?;
+                    }
+                }
+            }
+            return Ok(resent);
+        }
+        self.incoming.clear();
+        for open in std::mem::take(&mut self.open) {
+            match open.stage {
+                Stage::Released => {
+                    resent.completed += 1;
+                    if let Some(done) = open.done {
+                        let _ = done.send(Ok(())); // the caller may have lost interest
+                    }
+                }
+                Stage::Sent(frame, delivery) => {
+                    let message = Message {
+                        frame,
+                        delivery,
+                        done: open.done,
+                    };
+                    if self.has_room() {
+                        self.send(message, out)?;
+                        resent.count += 1;
+                    } else {
+                        resent.waiting.push_back(message);
+                    }
+                }
             }
         }
-        Ok(Resent {
-            count: fits as u64,
-            waiting: waiting
-                .into_iter()
-                .map(|open| (open.frame, open.done))
-                .collect(),
-        })
+        Ok(resent)
     }
 }
 
 /// What a reconnection did with the open messages.
+#[derive(Default)]
 pub(super) struct Resent {
     /// How many were sent again.
     pub(super) count: u64,
+    /// How many the server had received and forgotten: they are done.
+    pub(super) completed: u64,
     /// Those that have to wait for room.
-    pub(super) waiting: VecDeque<(PublishFrame, Option<Done>)>,
+    pub(super) waiting: VecDeque<Message>,
 }
 
 #[cfg(test)]
@@ -150,14 +263,22 @@ mod tests {
     use super::*;
     use mqtt::{Decoder, Packet, Version};
 
-    fn frame(text: &'static str) -> PublishFrame {
-        Outgoing {
+    fn message(text: &'static str) -> Message {
+        of(text, Delivery::AtLeastOnce)
+    }
+
+    fn of(text: &'static str, delivery: Delivery) -> Message {
+        let outgoing = Outgoing {
             topic: "t".into(),
             payload: text.into(),
+            delivery,
             ..Outgoing::default()
+        };
+        Message {
+            frame: outgoing.frame(Version::V5).unwrap(),
+            delivery,
+            done: None,
         }
-        .frame(Version::V5)
-        .unwrap()
     }
 
     /// What is on the wire: identifier, payload and whether it is marked as duplicate.
@@ -170,9 +291,15 @@ mod tests {
         out.clear();
         let mut seen = Vec::new();
         while let Some(packet) = decoder.decode(&mut connect).unwrap() {
-            if let Packet::Publish(publish) = packet {
-                let text = String::from_utf8(publish.payload.to_vec()).unwrap();
-                seen.push((publish.packet_id.unwrap().get(), text, publish.dup));
+            match packet {
+                Packet::Publish(publish) => {
+                    let text = String::from_utf8(publish.payload.to_vec()).unwrap();
+                    seen.push((publish.packet_id.unwrap().get(), text, publish.dup));
+                }
+                Packet::PubRel(release) => {
+                    seen.push((release.packet_id.get(), "released".to_owned(), false));
+                }
+                _ => {}
             }
         }
         seen
@@ -185,9 +312,9 @@ mod tests {
     #[test]
     fn what_is_open_goes_out_again_with_dup_only_if_the_server_knows_it() {
         let mut out = BytesMut::new();
-        let mut session = Session::new(10);
+        let mut session = Session::new(10, Version::V5);
         for text in ["a", "b", "c"] {
-            session.send(frame(text), None, &mut out).unwrap();
+            session.send(message(text), &mut out).unwrap();
         }
         assert_eq!(
             wire(&mut out),
@@ -211,10 +338,10 @@ mod tests {
     #[test]
     fn the_window_is_the_smaller_of_ours_and_the_servers() {
         let mut out = BytesMut::new();
-        let mut session = Session::new(3);
+        let mut session = Session::new(3, Version::V5);
         for text in ["a", "b", "c"] {
             assert!(session.has_room());
-            session.send(frame(text), None, &mut out).unwrap();
+            session.send(message(text), &mut out).unwrap();
         }
         assert!(!session.has_room());
         out.clear();
@@ -227,11 +354,63 @@ mod tests {
     #[test]
     fn identifiers_in_use_are_passed_over_when_they_come_round() {
         let mut out = BytesMut::new();
-        let mut session = Session::new(4);
-        session.send(frame("first"), None, &mut out).unwrap();
+        let mut session = Session::new(4, Version::V5);
+        session.send(message("first"), &mut out).unwrap();
         for _ in 0..u16::MAX - 1 {
             session.fresh_id();
         }
         assert_eq!(session.fresh_id().get(), 2, "1 is still open");
+    }
+
+    #[test]
+    fn exactly_once_is_sent_again_until_received_and_released_again_until_complete() {
+        let mut out = BytesMut::new();
+        let mut session = Session::new(10, Version::V5);
+        let id = |id| PacketId::new(id).unwrap();
+        let ok = ReasonCode::Success;
+        for text in ["a", "b", "c"] {
+            session
+                .send(of(text, Delivery::ExactlyOnce), &mut out)
+                .unwrap();
+        }
+        wire(&mut out);
+        assert_eq!(session.acknowledge(id(1), ok), Acknowledged::Unknown);
+        assert_eq!(session.complete(id(1)), Acknowledged::Unknown);
+        let released = session.received(id(1), ok, &mut out).unwrap();
+        assert_eq!(released, Received::Released);
+        let refused = session.received(id(2), ReasonCode::QuotaExceeded, &mut out);
+        assert_eq!(refused.unwrap(), Received::Refused);
+        assert_eq!(wire(&mut out), [row(1, "released", false)]);
+
+        session.reconnected(true, u16::MAX, &mut out).unwrap();
+        assert_eq!(
+            wire(&mut out),
+            [row(1, "released", false), row(3, "c", true)]
+        );
+
+        // A server that has forgotten: the first is its own affair, the other begins anew.
+        let resent = session.reconnected(false, u16::MAX, &mut out).unwrap();
+        assert_eq!((resent.completed, resent.count), (1, 1));
+        assert_eq!(wire(&mut out), [row(4, "c", false)]);
+        session.received(id(4), ok, &mut out).unwrap();
+        session.received(id(4), ok, &mut out).unwrap();
+        let twice = [row(4, "released", false), row(4, "released", false)];
+        assert_eq!(wire(&mut out), twice, "asked again, answered again");
+        assert_eq!(session.complete(id(4)), Acknowledged::Accepted);
+        assert!(session.is_empty());
+    }
+
+    #[test]
+    fn what_came_in_is_known_until_it_is_released_or_the_session_is_gone() {
+        let mut session = Session::new(1, Version::V5);
+        let id = PacketId::FIRST;
+        assert!(!session.release(id));
+        session.handed_on(id);
+        assert!(session.knows(id));
+        session.reconnected(true, 1, &mut BytesMut::new()).unwrap();
+        assert!(session.knows(id) && session.release(id) && !session.knows(id));
+        session.handed_on(id);
+        session.reconnected(false, 1, &mut BytesMut::new()).unwrap();
+        assert!(!session.knows(id));
     }
 }

@@ -12,8 +12,8 @@ use tokio::sync::{Barrier, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::template::Template;
-use super::{LoadLive, Subscribed, Work};
+use super::template::{Round, Template};
+use super::{LoadLive, Subscribed, Topics, Work};
 use crate::client::connection::{Accepted, handshake};
 use crate::client::transport::Wire;
 use crate::client::{ClientError, ClientOptions, Delivery};
@@ -22,8 +22,12 @@ use crate::histogram::Histogram;
 const PINGREQ: [u8; 2] = [0xC0, 0];
 /// First bytes of what a server sends; the low bits are flags where a packet has any.
 const PUBACK: u8 = 0x40;
+const PUBREC: u8 = 0x50;
+const PUBCOMP: u8 = 0x70;
 const PINGRESP: u8 = 0xD0;
 const DISCONNECT: u8 = 0xE0;
+/// First byte of a PUBREL, with its flags.
+const PUBREL: u8 = 0x62;
 /// Bytes read at once: the acknowledgements of 500 messages.
 const READ_ROOM: usize = 2 * 1024;
 
@@ -85,20 +89,29 @@ impl Share {
                 window,
                 rate,
                 count,
+                topics,
             } => {
-                let template = Template::new(vehicle, delivery, payload, options.version)?;
+                let round = match topics {
+                    Topics::Own => Round::Topic(format!("dt/load/bench/{vehicle}/x")),
+                    Topics::Sessions { count } => Round::part(count, self.connections, index),
+                };
+                // Per topic, where there are many.
+                let left = count.map(|count| count * round.topics() as u64);
+                let template = Template::new(round, delivery, payload, options.version)?;
                 let mut publisher = Publisher {
                     share: self,
                     template,
                     window: usize::from(line.receive_maximum.min(window)),
                     rhythm: rate.map(|rate| Rhythm::new(rate, self.connections, index, begin)),
-                    left: count.unwrap_or(u64::MAX),
+                    left: left.unwrap_or(u64::MAX),
                     begin,
                     number: 0,
                     done: &mut done,
                 };
                 match delivery {
-                    Delivery::AtLeastOnce => publisher.acknowledged(&mut line).await,
+                    Delivery::AtLeastOnce | Delivery::ExactlyOnce => {
+                        publisher.acknowledged(&mut line).await
+                    }
                     Delivery::AtMostOnce => publisher.unacknowledged(&mut line).await,
                 }
             }
@@ -174,7 +187,7 @@ impl Share {
                 // Cancel-safe: reads into the buffer or reads nothing.
                 read = line.read() => {
                     read?;
-                    line.answers(|_, _| {})?;
+                    line.answers(|_, _, _| {})?;
                 }
             }
         }
@@ -218,7 +231,7 @@ impl Publisher<'_> {
         (self.left > 0 && due < end && !self.share.stop.is_cancelled()).then_some(due)
     }
 
-    /// QoS 1: as many in flight as the window allows.
+    /// QoS 1 and 2: as many in flight as the window allows.
     async fn acknowledged(&mut self, line: &mut Line) -> Result<(), ClientError> {
         let end = self.begin + self.share.duration;
         let give_up = end + self.share.drain;
@@ -228,7 +241,6 @@ impl Publisher<'_> {
         let mut last = self.begin;
         loop {
             let now = Instant::now();
-            out.clear();
             let mut batch = 0;
             let mut wait = None;
             while let Some(due) = self.due(end).filter(|_| now < end) {
@@ -242,8 +254,10 @@ impl Publisher<'_> {
                 self.next();
                 batch += 1;
             }
-            if batch > 0 {
+            if !out.is_empty() {
+                // The PUBRELs of the last wake-up, and new messages.
                 line.write(&out).await?;
+                out.clear();
                 self.done.sent += batch;
                 self.share.live.sent.fetch_add(batch, Ordering::Relaxed);
             }
@@ -275,23 +289,31 @@ impl Publisher<'_> {
             let mut histogram = self.share.latency.borrow_mut();
             let mut acknowledged = 0;
             let mut stray = None;
-            line.answers(|id, reason| {
-                let slot = sent_at.get_mut(usize::from(id));
-                let Some(sent) = slot.and_then(Option::take) else {
+            line.answers(|answer, id, reason| {
+                let Some(slot) = sent_at
+                    .get_mut(usize::from(id))
+                    .filter(|slot| slot.is_some())
+                else {
                     stray = Some(id);
                     return;
                 };
+                if answer == PUBREC && reason < 0x80 {
+                    out.extend_from_slice(&[PUBREL, 2]);
+                    out.extend_from_slice(&id.to_be_bytes());
+                    return;
+                }
+                let sent = slot.take();
                 free.push(id);
-                if reason >= 0x80 {
+                if answer != PUBCOMP && reason >= 0x80 {
                     self.done.refused += 1;
-                } else {
+                } else if let Some(sent) = sent {
                     acknowledged += 1;
                     histogram.add(last.saturating_duration_since(sent));
                 }
             })?;
             if let Some(id) = stray {
                 return Err(ClientError::Unexpected {
-                    what: format!("PUBACK for {id}, which is not open"),
+                    what: format!("an acknowledgement for {id}, which is not open"),
                 });
             }
             self.done.acknowledged += acknowledged;
@@ -330,7 +352,7 @@ impl Publisher<'_> {
         let answered = async {
             while !line.pinged {
                 line.read().await?;
-                line.answers(|_, _| {})?;
+                line.answers(|_, _, _| {})?;
             }
             Ok::<_, ClientError>(())
         };
@@ -399,15 +421,15 @@ impl Line {
         }
     }
 
-    /// Goes through the whole packets that were read; hands each acknowledged identifier and its
-    /// reason code to `acknowledged`.
-    fn answers(&mut self, mut acknowledged: impl FnMut(u16, u8)) -> Result<(), ClientError> {
+    /// Goes through the whole packets that were read; hands the kind of each acknowledgement, its
+    /// identifier and its reason code to `acknowledged`.
+    fn answers(&mut self, mut acknowledged: impl FnMut(u8, u16, u8)) -> Result<(), ClientError> {
         while let Some((kind, header, length)) = front(&self.inbox)? {
             let body = &self.inbox[header..header + length];
             match kind {
-                PUBACK if length >= 2 => {
+                PUBACK | PUBREC | PUBCOMP if length >= 2 => {
                     let id = u16::from_be_bytes([body[0], body[1]]);
-                    acknowledged(id, body.get(2).copied().unwrap_or(0));
+                    acknowledged(kind, id, body.get(2).copied().unwrap_or(0));
                 }
                 PINGRESP => self.pinged = true,
                 DISCONNECT => {

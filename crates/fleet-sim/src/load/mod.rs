@@ -16,6 +16,7 @@
 //! always holds the answers.
 
 mod connection;
+pub mod sessions;
 mod template;
 
 use std::fmt;
@@ -71,9 +72,9 @@ impl Identities {
 /// What connections do.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Work {
-    /// Publish to `dt/load/bench/{vehicle}/x`.
+    /// Publish.
     Publish {
-        /// QoS 0 or 1.
+        /// QoS 0, 1 or 2.
         delivery: Delivery,
         /// Bytes per payload.
         payload: usize,
@@ -81,13 +82,27 @@ pub enum Work {
         window: u16,
         /// Messages per second of all connections together; as fast as possible without.
         rate: Option<f64>,
-        /// Messages per connection; until the time is over without.
+        /// Messages per topic; until the time is over without.
         count: Option<u64>,
+        /// Where to.
+        topics: Topics,
     },
     /// Stay connected.
     Idle {
         /// Whether each also subscribes to its commands, as a vehicle does.
         subscribed: Subscribed,
+    },
+}
+
+/// What publishing connections publish to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Topics {
+    /// Each to its own vehicle's, `dt/load/bench/{vehicle}/x`.
+    Own,
+    /// To those of numbered sessions ([`sessions`]); each session has one publisher.
+    Sessions {
+        /// How many sessions there are; not fewer than connections.
+        count: usize,
     },
 }
 
@@ -136,6 +151,7 @@ impl LoadOptions {
                 window: 16,
                 rate: None,
                 count: None,
+                topics: Topics::Own,
             },
             duration: Duration::from_secs(10),
             drain: Duration::from_secs(10),
@@ -224,7 +240,7 @@ pub struct LoadReport {
     pub refused: u64,
     /// From the first message to the last acknowledgement.
     pub elapsed: Duration,
-    /// From a message to its acknowledgement (QoS 1). With a rate, from the moment it was due: a
+    /// From a message to its acknowledgement (QoS 2: to PUBCOMP). With a rate, from the moment it was due: a
     /// server that stalls has all waiting messages to answer for.
     pub latency: Histogram,
     /// Why connections failed or broke, the first few.
@@ -397,6 +413,7 @@ fn check(options: &LoadOptions) -> Result<(), LoadError> {
         payload,
         window,
         rate,
+        topics,
         ..
     } = options.work
     {
@@ -410,6 +427,17 @@ fn check(options: &LoadOptions) -> Result<(), LoadError> {
         }
         if rate.is_some_and(|rate| !rate.is_finite() || rate <= 0.0) {
             return problem("the rate must be above 0; leave it out for as fast as possible");
+        }
+        if let Topics::Sessions { count } = topics {
+            let connections = options.identities.count();
+            if !(connections..=sessions::MOST).contains(&count) {
+                return Err(LoadError::Options {
+                    problem: format!(
+                        "{connections} connections can fill {connections} to {} sessions, not {count}",
+                        sessions::MOST
+                    ),
+                });
+            }
         }
     }
     Ok(())

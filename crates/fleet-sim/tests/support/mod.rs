@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::BytesMut;
 use fleet_sim::Credentials;
 use mqtt::{
-    ConnAck, Connect, Decoder, Disconnect, Packet, PubAck, Publish, QoS, ReasonCode, SubAck,
-    SubAckProperties, Version,
+    ConnAck, Connect, Decoder, Disconnect, Packet, PubAck, PubComp, PubRec, PubRel, Publish, QoS,
+    ReasonCode, SubAck, SubAckProperties, Version,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, IsCa,
@@ -34,13 +34,17 @@ pub struct Script {
     pub refuse: Option<ReasonCode>,
     /// Closes the first connection, acknowledging nothing, once it has this many messages.
     pub break_after: Option<usize>,
+    /// Closes the first connection at the first PUBREL.
+    pub break_at_release: bool,
     /// Acknowledges only when this many messages are open.
     pub hold: usize,
     pub never_acknowledge: bool,
     pub answer: ReasonCode,
     pub ignore_pings: bool,
-    /// Sent to whoever subscribes.
+    /// Sent to whoever subscribes. With QoS 2 it comes twice before it is released.
     pub greeting: Option<Publish>,
+    /// Sent to whoever connects.
+    pub waiting: Vec<Publish>,
     /// Said after the first message, and then the connection is closed.
     pub send_away: Option<ReasonCode>,
 }
@@ -53,6 +57,9 @@ pub enum Seen {
     Publish(usize, Box<Publish>, usize),
     Subscribe(usize, Vec<String>),
     PubAck(u16),
+    PubRec(u16),
+    PubRel(usize, u16),
+    PubComp(u16, ReasonCode),
     Ping,
     Disconnect,
     Closed,
@@ -158,11 +165,14 @@ async fn converse(
                         hello.properties.reason_string = Some("as the script says".into());
                     }
                     mqtt::encode(&hello.into(), version, &mut out).unwrap();
+                    for publish in script.waiting.clone() {
+                        mqtt::encode(&publish.into(), version, &mut out).unwrap();
+                    }
                 }
                 Packet::Publish(publish) => {
                     messages += 1;
                     if let Some(id) = publish.packet_id {
-                        open.push(id);
+                        open.push((id, publish.qos));
                     }
                     let _ = tell.send(Seen::Publish(number, publish, open.len()));
                     if let Some(reason) = script.send_away {
@@ -181,11 +191,34 @@ async fn converse(
                     };
                     mqtt::encode(&answer.into(), version, &mut out).unwrap();
                     if let Some(greeting) = script.greeting.clone() {
-                        mqtt::encode(&greeting.into(), version, &mut out).unwrap();
+                        let twice = greeting.qos == QoS::ExactlyOnce;
+                        let again = twice.then(|| Publish {
+                            dup: true,
+                            ..greeting.clone()
+                        });
+                        for publish in [greeting].into_iter().chain(again) {
+                            mqtt::encode(&publish.into(), version, &mut out).unwrap();
+                        }
                     }
                 }
                 Packet::PubAck(ack) => {
                     let _ = tell.send(Seen::PubAck(ack.packet_id.get()));
+                }
+                Packet::PubRec(ack) => {
+                    let _ = tell.send(Seen::PubRec(ack.packet_id.get()));
+                    let release = PubRel::success(ack.packet_id);
+                    mqtt::encode(&release.into(), version, &mut out).unwrap();
+                }
+                Packet::PubRel(release) => {
+                    let _ = tell.send(Seen::PubRel(number, release.packet_id.get()));
+                    if number == 0 && script.break_at_release {
+                        return;
+                    }
+                    let complete = PubComp::success(release.packet_id);
+                    mqtt::encode(&complete.into(), version, &mut out).unwrap();
+                }
+                Packet::PubComp(ack) => {
+                    let _ = tell.send(Seen::PubComp(ack.packet_id.get(), ack.reason));
                 }
                 Packet::PingReq => {
                     let _ = tell.send(Seen::Ping);
@@ -205,8 +238,12 @@ async fn converse(
         }
         let breaks = number == 0 && script.break_after.is_some();
         if open.len() >= script.hold && !script.never_acknowledge && !breaks {
-            for id in open.drain(..) {
-                mqtt::encode(&PubAck::new(id, script.answer).into(), version, &mut out).unwrap();
+            for (id, qos) in open.drain(..) {
+                let answer: Packet = match qos {
+                    QoS::ExactlyOnce => PubRec::new(id, script.answer).into(),
+                    _ => PubAck::new(id, script.answer).into(),
+                };
+                mqtt::encode(&answer, version, &mut out).unwrap();
             }
         }
         if stream.write_all(&out).await.is_err() || stream.flush().await.is_err() {

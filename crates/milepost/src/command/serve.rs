@@ -9,6 +9,8 @@ use server::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::drive::grouped;
+
 /// How long owed acknowledgements and open queries are waited for when stopping.
 const DRAIN: Duration = Duration::from_secs(20);
 
@@ -45,6 +47,22 @@ impl Serve {
             }
             Err(error) => return Err(error.into()),
         };
+        let restored = server.recovery();
+        if restored.sessions + restored.retained > 0 {
+            eprintln!(
+                "restored in {:.1} s: sessions {}, queued messages {}, retained messages {}",
+                restored.took.as_secs_f64(),
+                grouped(restored.sessions),
+                grouped(restored.deliveries),
+                grouped(restored.retained)
+            );
+        }
+        if restored.torn_bytes > 0 {
+            eprintln!(
+                "cut off {} bytes of an unfinished write of sessions; nothing acknowledged is lost",
+                grouped(restored.torn_bytes)
+            );
+        }
         for line in server.addresses().lines() {
             eprintln!("{line}");
         }

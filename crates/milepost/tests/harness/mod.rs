@@ -4,7 +4,9 @@
 #![allow(dead_code)]
 
 use std::{
-    io::{BufRead, BufReader},
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -12,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fleet_sim::Dice;
 use serde_json::Value;
 
 /// How long anything may take before a test calls it hung. Generous: the machine may be busy.
@@ -62,7 +65,7 @@ impl Serving {
     /// Starts it on `data_dir` and waits for `ready`.
     pub fn start(data_dir: &Path, config: &str) -> Serving {
         let file = data_dir.with_extension("toml");
-        std::fs::write(&file, config).expect("the configuration is written");
+        fs::write(&file, config).expect("the configuration is written");
         let mut child = milepost()
             .args(["serve", "--config"])
             .arg(&file)
@@ -234,4 +237,43 @@ pub fn have(program: &str) -> bool {
         eprintln!("skipped: {program} is not installed (`make test` installs it)");
     }
     found
+}
+
+/// The newest file with this extension in each folder below `root`; files are named in their order.
+pub fn newest_files(root: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut newest: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder)
+            .expect("a folder")
+            .map(|e| e.expect("an entry"))
+        {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|end| end == extension) {
+                let slot = newest.entry(folder.clone()).or_insert_with(|| path.clone());
+                *slot = path.clone().max(slot.clone());
+            }
+        }
+    }
+    newest.into_values().collect()
+}
+
+/// What a power cut leaves behind the last acknowledged byte: garbage, or the beginning of a write.
+pub fn tear(file: &Path, dice: &mut Dice) {
+    let bytes = fs::read(file).expect("a file");
+    let tail: Vec<u8> = match dice.below(3) {
+        0 => vec![0; 1 + dice.below(4096)],
+        1 => (0..1 + dice.below(300))
+            .map(|n| (n * 37 % 251) as u8)
+            .collect(),
+        // A write that lies there already, cut short: right magic, wrong length and place.
+        _ => bytes[..bytes.len().min(20 + dice.below(200))].to_vec(),
+    };
+    let mut file = fs::OpenOptions::new()
+        .append(true)
+        .open(file)
+        .expect("a file");
+    file.write_all(&tail).expect("written");
 }

@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use broker::{Overflow, Retain, ShareStrategy};
 use document::Place;
 use problem::Problems;
 use quantity::ByteSize;
@@ -35,7 +36,7 @@ pub struct Config {
     pub http: HttpConfig,
     /// The PostgreSQL wire port and the bounds of a query.
     pub sql: SqlConfig,
-    /// Limits of MQTT connections.
+    /// Limits of MQTT connections and sessions.
     pub mqtt: MqttConfig,
     /// The event log.
     pub log: LogConfig,
@@ -101,17 +102,41 @@ pub struct SqlConfig {
 pub struct MqttConfig {
     /// Largest packet either way.
     pub max_packet_size: ByteSize,
-    /// Unacknowledged QoS 1 messages one connection may have, each way.
+    /// Unacknowledged QoS 1 and 2 messages one connection may have, each way.
     pub max_inflight: u16,
-    /// Messages that wait for one slow receiver.
+    /// Messages that wait for one receiver, connected or not.
     pub max_queued: u32,
+    /// Bytes of these; not below `max_packet_size`.
+    pub max_queued_bytes: ByteSize,
+    /// What happens to a message for a stored session whose queue is full.
+    pub overflow: Overflow,
     /// Longest keep-alive; a client that asks for more is told this one.
     pub keep_alive_max: Duration,
-    /// Longest session expiry. Sessions end with their connection in this version, which is within
-    /// every maximum.
+    /// Longest time a session outlives its connection; a client that asks for more is told this one.
     pub session_expiry_max: Duration,
     /// Connections at once over all listeners.
     pub max_connections: u32,
+    /// Sessions, connected or not.
+    pub max_sessions: u32,
+    /// Subscriptions of one session.
+    pub max_subscriptions: u32,
+    /// Memory for messages that stored sessions wait for, each message once; not below
+    /// `max_packet_size`.
+    pub max_stored_bytes: ByteSize,
+    /// Which member of a shared subscription gets a message.
+    pub share_strategy: ShareStrategy,
+    /// Whether messages may be retained.
+    pub retain: Retain,
+    /// Retained messages.
+    pub max_retained: u32,
+    /// Bytes of these.
+    pub max_retained_bytes: ByteSize,
+    /// Topic aliases one client may use towards the server.
+    pub topic_alias_maximum: u16,
+    /// Topic aliases the server uses towards one client at most.
+    pub topic_alias_maximum_out: u16,
+    /// Whether what sessions are told is kept for them is on disk by then.
+    pub durability: Durability,
 }
 
 /// `[log]`.
@@ -124,12 +149,12 @@ pub struct LogConfig {
     /// Bytes one stream keeps per partition.
     pub max_bytes: ByteSize,
     /// Whether a publish is acknowledged only once it is on disk.
-    pub durability: LogDurability,
+    pub durability: Durability,
 }
 
-/// `log.durability`.
+/// `log.durability` and `mqtt.durability`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogDurability {
+pub enum Durability {
     /// Acknowledged after fsync.
     Fsync,
     /// Acknowledged once written to the operating system: for measuring what durability costs.
@@ -451,14 +476,31 @@ fn read_sql(mut section: Section<'_>, binds: &mut Vec<Placed<SocketAddr>>) -> Sq
 
 fn read_mqtt(mut section: Section<'_>) -> MqttConfig {
     let day = Duration::from_secs(86_400);
+    let max_packet_size = section.size(
+        "max_packet_size",
+        ByteSize(1 << 20),
+        ByteSize(1 << 10)..=ByteSize(256 << 20),
+    );
     let config = MqttConfig {
-        max_packet_size: section.size(
-            "max_packet_size",
-            ByteSize(1 << 20),
-            ByteSize(1 << 10)..=ByteSize(256 << 20),
-        ),
+        max_packet_size,
         max_inflight: section.integer("max_inflight", 1024, 1..=65_535) as u16,
         max_queued: section.integer("max_queued", 10_000, 1..=10_000_000) as u32,
+        // By default a few of the largest packets fit.
+        max_queued_bytes: room_for_a_packet(
+            &mut section,
+            "max_queued_bytes",
+            ByteSize((8 << 20).max(4 * max_packet_size.0)),
+            max_packet_size,
+        ),
+        overflow: section.word(
+            "overflow",
+            Overflow::RefuseNew,
+            &[
+                ("refuse_new", Overflow::RefuseNew),
+                ("drop_oldest", Overflow::DropOldest),
+                ("drop_lowest_priority", Overflow::DropLowestPriority),
+            ],
+        ),
         keep_alive_max: section.duration(
             "keep_alive_max",
             Duration::from_secs(20 * 60),
@@ -470,9 +512,78 @@ fn read_mqtt(mut section: Section<'_>) -> MqttConfig {
             Duration::ZERO..=3650 * day,
         ),
         max_connections: section.integer("max_connections", 500_000, 1..=10_000_000) as u32,
+        max_sessions: section.integer("max_sessions", 500_000, 1..=10_000_000) as u32,
+        max_subscriptions: section.integer("max_subscriptions", 1_000, 1..=1_000_000) as u32,
+        max_stored_bytes: room_for_a_packet(
+            &mut section,
+            "max_stored_bytes",
+            ByteSize(4 << 30),
+            max_packet_size,
+        ),
+        share_strategy: section.word(
+            "share_strategy",
+            ShareStrategy::RoundRobin,
+            &[
+                ("round_robin", ShareStrategy::RoundRobin),
+                ("least_in_flight", ShareStrategy::LeastInFlight),
+                ("sticky_by_publisher", ShareStrategy::StickyByPublisher),
+            ],
+        ),
+        retain: match section.flag("retain", true) {
+            true => Retain::Available,
+            false => Retain::Unavailable,
+        },
+        max_retained: section.integer("max_retained", 1_000_000, 1..=100_000_000) as u32,
+        max_retained_bytes: room_for_a_packet(
+            &mut section,
+            "max_retained_bytes",
+            ByteSize(1 << 30),
+            max_packet_size,
+        ),
+        topic_alias_maximum: section.integer("topic_alias_maximum", 16, 0..=65_535) as u16,
+        topic_alias_maximum_out: section.integer("topic_alias_maximum_out", 16, 0..=65_535) as u16,
+        durability: read_durability(&mut section),
     };
     section.finish();
     config
+}
+
+/// Bytes for messages, of which the largest must fit, or it could never be kept.
+fn room_for_a_packet(
+    section: &mut Section<'_>,
+    name: &'static str,
+    default: ByteSize,
+    max_packet_size: ByteSize,
+) -> ByteSize {
+    let placed = section.size_and_place(name, default, ByteSize(64 << 10)..=ByteSize(1 << 40));
+    if placed.value < max_packet_size {
+        section.problem(
+            &placed.place,
+            name,
+            format!(
+                "{} is less than mqtt.max_packet_size, {max_packet_size}: the largest message would \
+                 never fit",
+                placed.value
+            ),
+            "raise this one or lower max_packet_size".into(),
+        );
+    }
+    placed.value
+}
+
+fn read_durability(section: &mut Section<'_>) -> Durability {
+    section
+        .text(
+            "durability",
+            Durability::Fsync,
+            "write \"fsync\", or \"none\" to measure what durability costs",
+            |text| match text {
+                "fsync" => Ok(Durability::Fsync),
+                "none" => Ok(Durability::None),
+                other => Err(format!("\"{other}\" is not a durability")),
+            },
+        )
+        .value
 }
 
 fn read_log(mut section: Section<'_>) -> LogConfig {
@@ -485,18 +596,7 @@ fn read_log(mut section: Section<'_>) -> LogConfig {
             ByteSize(16 << 30),
             ByteSize(64 << 20)..=ByteSize(1 << 50),
         ),
-        durability: section
-            .text(
-                "durability",
-                LogDurability::Fsync,
-                "write \"fsync\", or \"none\" to measure what durability costs",
-                |text| match text {
-                    "fsync" => Ok(LogDurability::Fsync),
-                    "none" => Ok(LogDurability::None),
-                    other => Err(format!("\"{other}\" is not a durability")),
-                },
-            )
-            .value,
+        durability: read_durability(&mut section),
     };
     section.finish();
     config
@@ -558,7 +658,7 @@ mod tests {
         assert!(listener.bind.ip().is_loopback());
         assert!(config.http.bind.ip().is_loopback());
         assert!(config.sql.bind.ip().is_loopback());
-        assert_eq!(config.log.durability, LogDurability::Fsync);
+        assert_eq!(config.log.durability, Durability::Fsync);
     }
 
     #[test]
@@ -617,6 +717,23 @@ mod tests {
             ("listener = 3", "must be a list"),
             ("data_dir = ", "not valid TOML"),
             ("[access]\nanonymous = \"maybe\"", "is not a rule"),
+            (
+                "[mqtt]\noverflow = \"drop\"",
+                "\"drop\" is none of the choices; write \"refuse_new\", \"drop_oldest\" or \
+                 \"drop_lowest_priority\"",
+            ),
+            ("[mqtt]\nshare_strategy = 3", "must be a string"),
+            ("[mqtt]\nretain = \"yes\"", "must be true or false"),
+            (
+                "[mqtt]\nmax_packet_size = \"2MiB\"\nmax_queued_bytes = \"1MiB\"",
+                "milepost.toml:3: mqtt.max_queued_bytes: 1MiB is less than mqtt.max_packet_size, 2MiB",
+            ),
+            (
+                "[mqtt]\nmax_stored_bytes = \"64KiB\"",
+                "raise this one or lower max_packet_size",
+            ),
+            ("[mqtt]\nmax_sessions = 0", "outside of 1 to 10000000"),
+            ("[mqtt]\ndurability = \"some\"", "is not a durability"),
         ];
         for (text, expected) in rows {
             let problems = parse(text).expect_err(text).to_string();
@@ -654,5 +771,91 @@ mod tests {
             problems.contains("environment variable MILEPOST__HTTP__BINDD: http.bindd: unknown key; did you mean `bind`?"),
             "{problems}"
         );
+    }
+
+    #[test]
+    fn the_words_of_a_choice_mean_what_they_say() {
+        let config = with_variables(
+            "[mqtt]\noverflow = \"drop_lowest_priority\"\nretain = false",
+            &[("MILEPOST__MQTT__SHARE_STRATEGY", "least_in_flight")],
+        )
+        .expect("valid");
+        assert_eq!(config.mqtt.overflow, Overflow::DropLowestPriority);
+        assert_eq!(config.mqtt.retain, Retain::Unavailable);
+        assert_eq!(config.mqtt.share_strategy, ShareStrategy::LeastInFlight);
+    }
+
+    #[test]
+    fn room_for_one_receiver_grows_with_the_largest_packet() {
+        let room = |text: &str| parse(text).expect(text).mqtt.max_queued_bytes.to_string();
+        assert_eq!(room(""), "8MiB");
+        assert_eq!(room("[mqtt]\nmax_packet_size = \"16MiB\""), "64MiB");
+    }
+
+    /// Every key of `docs/configuration.md`, with its default as written there.
+    fn documented() -> Vec<(&'static str, &'static str)> {
+        let rows = include_str!("../../../../docs/configuration.md").lines();
+        let rows = rows.filter_map(|line| {
+            let mut cells = line.strip_prefix("| `")?.split(" | ");
+            let key = cells.next()?.strip_suffix('`')?;
+            Some((key, cells.next()?))
+        });
+        rows.collect()
+    }
+
+    #[test]
+    fn the_documentation_has_every_key() {
+        let documented = documented();
+        // What a section says when nothing is like a wrong key: all it knows.
+        for (section, header) in [
+            ("", ""),
+            ("listener.", "[[listener]]\n"),
+            ("access.", "[access]\n"),
+            ("http.", "[http]\n"),
+            ("sql.", "[sql]\n"),
+            ("mqtt.", "[mqtt]\n"),
+            ("log.", "[log]\n"),
+            ("lake.", "[lake]\n"),
+        ] {
+            let problems = parse(&format!("{header}qqqqqqqqqqqqqqqqqqqqqqqqqqqq = 1"));
+            let problems = problems.expect_err("unknown").to_string();
+            let (_, keys) = problems.split_once("the keys here are ").expect("a list");
+            let refused = ["path", "proxy_protocol", "kafka"];
+            for key in keys.trim().split(", ").filter(|key| !refused.contains(key)) {
+                let whole = format!("{section}{key}");
+                assert!(
+                    documented.iter().any(|(known, _)| {
+                        *known == whole
+                            || known.starts_with(&format!("{whole}."))
+                            || *known == format!("[[{whole}]]")
+                    }),
+                    "`{whole}` is not in docs/configuration.md"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_documented_defaults_are_the_defaults() {
+        let expected = format!("{:?}", parse("").expect("empty is valid"));
+        let mut compared = 0;
+        for (key, default) in documented() {
+            let written = default.strip_prefix('`').and_then(|d| d.strip_suffix('`'));
+            let (Some(written), Some((section, name))) = (written, key.split_once('.')) else {
+                continue; // a list, or words about the default
+            };
+            if section == "listener" {
+                continue; // they depend on the protocol
+            }
+            let written = match name {
+                "bind" => format!("\"{written}\""),
+                _ => written.to_owned(),
+            };
+            let text = format!("[{section}]\n{name} = {written}");
+            let config = parse(&text).unwrap_or_else(|problems| panic!("{text}: {problems}"));
+            assert_eq!(format!("{config:?}"), expected, "{text}");
+            compared += 1;
+        }
+        assert!(compared > 25, "only {compared} rows were found");
     }
 }

@@ -176,6 +176,27 @@ impl<'a> Section<'a> {
         })
     }
 
+    /// One of a few words, each with what it means.
+    pub fn word<T: Copy>(&mut self, name: &'static str, default: T, words: &[(&str, T)]) -> T {
+        let quoted: Vec<String> = words
+            .iter()
+            .map(|(word, _)| format!("\"{word}\""))
+            .collect();
+        let remedy = match &quoted[..] {
+            [others @ .., last] if !others.is_empty() => {
+                format!("write {} or {last}", others.join(", "))
+            }
+            all => format!("write {}", all.concat()),
+        };
+        let placed = self.text(name, default, &remedy, |text| {
+            let found = words.iter().find(|(word, _)| *word == text);
+            found
+                .map(|(_, meaning)| *meaning)
+                .ok_or_else(|| format!("\"{text}\" is none of the choices"))
+        });
+        placed.value
+    }
+
     /// A size with its unit, within a range.
     pub fn size(
         &mut self,
@@ -183,17 +204,26 @@ impl<'a> Section<'a> {
         default: ByteSize,
         range: RangeInclusive<ByteSize>,
     ) -> ByteSize {
+        self.size_and_place(name, default, range).value
+    }
+
+    /// As [`Section::size`], for a value that others are compared with.
+    pub fn size_and_place(
+        &mut self,
+        name: &'static str,
+        default: ByteSize,
+        range: RangeInclusive<ByteSize>,
+    ) -> Placed<ByteSize> {
         let allowed = format!("{} to {}", range.start(), range.end());
         let remedy = format!("write a size from {allowed}, such as \"{default}\"");
-        let placed = self.text(name, default, &remedy, |text| {
+        self.text(name, default, &remedy, |text| {
             let size = ByteSize::parse(text)
                 .ok_or_else(|| format!("\"{text}\" is not a size with a unit (KiB, MiB, GiB)"))?;
             match range.contains(&size) {
                 true => Ok(size),
                 false => Err(format!("\"{text}\" is outside of {allowed}")),
             }
-        });
-        placed.value
+        })
     }
 
     /// A duration with its unit, within a range.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use axum::{Router, extract::State, http::header, response::IntoResponse, routing::get};
+use broker::Stats;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, text::encode},
@@ -106,6 +107,7 @@ impl Collector for Snapshot {
             "Subscriptions in place",
             broker.subscriptions,
         )?;
+        session_gauges(&mut out, &broker)?;
         out.counter(
             "mqtt_connects_accepted",
             "CONNECTs accepted",
@@ -165,19 +167,79 @@ impl Collector for Snapshot {
                 broker.messages_in(),
             ),
             (
+                "mqtt_repeated_messages",
+                "PUBLISH packets of QoS 2 that had come before; not passed on again",
+                broker.messages_repeated,
+            ),
+            (
                 "mqtt_delivered_messages",
                 "Messages handed to receivers",
                 broker.messages_out(),
             ),
             (
+                "mqtt_resent_messages",
+                "Messages handed to a receiver again after it came back",
+                broker.messages_resent,
+            ),
+            (
+                "mqtt_stored_deliveries",
+                "Deliveries queued for stored sessions",
+                broker.deliveries_stored,
+            ),
+            (
+                "mqtt_shared_redelivered_messages",
+                "Messages of shared subscriptions given to another member because the first one went",
+                broker.share_redelivered,
+            ),
+            (
                 "mqtt_pubacks_sent",
-                "Messages acknowledged to publishers",
+                "Messages of QoS 1 acknowledged to publishers",
                 broker.pubacks_sent,
             ),
             (
                 "mqtt_pubacks_sent_failed",
-                "Messages refused to publishers",
+                "Messages of QoS 1 refused to publishers",
                 broker.pubacks_sent_failed,
+            ),
+            (
+                "mqtt_pubrecs_sent",
+                "Messages of QoS 2 acknowledged to publishers",
+                broker.pubrecs_sent,
+            ),
+            (
+                "mqtt_pubrecs_sent_failed",
+                "Messages of QoS 2 refused to publishers",
+                broker.pubrecs_sent_failed,
+            ),
+            (
+                "mqtt_pubacks_received",
+                "Deliveries of QoS 1 acknowledged by receivers",
+                broker.pubacks_received,
+            ),
+            (
+                "mqtt_pubcomps_received",
+                "Deliveries of QoS 2 completed by receivers",
+                broker.pubcomps_received,
+            ),
+            (
+                "mqtt_sessions_created",
+                "Sessions begun",
+                broker.sessions_created,
+            ),
+            (
+                "mqtt_sessions_resumed",
+                "Sessions taken up again by a connection",
+                broker.sessions_resumed,
+            ),
+            (
+                "mqtt_sessions_expired",
+                "Stored sessions to which nobody came back in time",
+                broker.sessions_expired,
+            ),
+            (
+                "mqtt_subscriptions_revoked",
+                "Subscriptions removed because access to them was lost",
+                broker.subscriptions_revoked,
             ),
             (
                 "mqtt_slow_consumers",
@@ -191,10 +253,40 @@ impl Collector for Snapshot {
                 broker.keep_alive_timeouts,
             ),
             ("mqtt_wills", "Wills published", broker.wills_published),
+            (
+                "mqtt_wills_cancelled",
+                "Wills not published because their client came back in time",
+                broker.wills_cancelled,
+            ),
+            (
+                "mqtt_store_syncs",
+                "Group commits of the stored sessions",
+                broker.store.syncs,
+            ),
         ];
         for (name, help, value) in plain {
             out.counter(name, help, value)?;
         }
+        out.counters(
+            "mqtt_received_messages_by_qos",
+            "PUBLISH packets received, by quality of service",
+            "qos",
+            [
+                ("0", broker.messages_in_qos0),
+                ("1", broker.messages_in_qos1),
+                ("2", broker.messages_in_qos2),
+            ],
+        )?;
+        out.counters(
+            "mqtt_delivered_messages_by_qos",
+            "Messages handed to receivers, by quality of service",
+            "qos",
+            [
+                ("0", broker.messages_out_qos0),
+                ("1", broker.messages_out_qos1),
+                ("2", broker.messages_out_qos2),
+            ],
+        )?;
         out.counters(
             "mqtt_dropped_messages",
             "Messages dropped, by reason",
@@ -306,4 +398,69 @@ impl Collector for Snapshot {
         )?;
         Ok(())
     }
+}
+
+/// What is kept for MQTT clients, in memory and on disk.
+fn session_gauges(out: &mut Writer<'_, '_>, broker: &Stats) -> fmt::Result {
+    out.gauge(
+        "mqtt_sessions",
+        "Sessions, connected or not",
+        broker.sessions,
+    )?;
+    out.gauge(
+        "mqtt_stored_sessions",
+        "Sessions that outlive their connection",
+        broker.sessions_stored,
+    )?;
+    out.gauge(
+        "mqtt_retained_messages",
+        "Topics with a retained message",
+        broker.retained,
+    )?;
+    let store = &broker.store;
+    out.gauge(
+        "mqtt_kept_messages",
+        "Messages kept for stored sessions or retained, each once",
+        broker.messages_kept,
+    )?;
+    out.gauge(
+        "mqtt_store_live_records",
+        "Records on disk that count: sessions, subscriptions, messages, deliveries",
+        store.live_records,
+    )?;
+    out.gauge(
+        "mqtt_store_stalled",
+        "1 while nothing can be written for sessions (disk full, for one): publishers and sessions wait",
+        store.stalled,
+    )?;
+    for (name, help, bytes) in [
+        (
+            "mqtt_retained",
+            "Memory of retained messages",
+            broker.retained_bytes,
+        ),
+        (
+            "mqtt_kept",
+            "Memory of messages kept for stored sessions or retained",
+            broker.messages_kept_bytes,
+        ),
+        (
+            "mqtt_store_live",
+            "Bytes on disk that count",
+            store.live_bytes,
+        ),
+        (
+            "mqtt_store_disk",
+            "Bytes of the files of the stored sessions",
+            store.disk_bytes,
+        ),
+        (
+            "mqtt_store_pending",
+            "Bytes on their way to disk",
+            store.pending_bytes,
+        ),
+    ] {
+        out.gauge_in(name, help, Some(&Unit::Bytes), bytes)?;
+    }
+    Ok(())
 }

@@ -49,6 +49,8 @@ struct StatusBody {
     devices: usize,
     /// MQTT clients connected now.
     connections: u64,
+    /// MQTT sessions, connected or not.
+    sessions: u64,
     /// Messages published by clients.
     messages_received: u64,
     /// Messages acknowledged to publishers.
@@ -82,8 +84,9 @@ async fn get_status(State(app): State<Arc<AppState>>) -> Json<StatusBody> {
         vehicles: counts.vehicles,
         devices: counts.devices,
         connections: broker.connections,
+        sessions: broker.sessions,
         messages_received: broker.messages_in(),
-        messages_acknowledged: broker.pubacks_sent,
+        messages_acknowledged: broker.pubacks_sent + broker.pubrecs_sent,
         records_logged: app.raw.stats().total().appended_records,
         records_ingested: app.ingest.records.load(Ordering::Relaxed),
         dead_letters: app.ingest.dead.load(Ordering::Relaxed),
