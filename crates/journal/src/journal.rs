@@ -119,6 +119,12 @@ impl Journal {
         self.shared.condition()
     }
 
+    /// Whether more than [`Options::max_pending_bytes`] wait to be written, also while the disk does not
+    /// work: then nothing more should be submitted that can be put off.
+    pub fn is_full(&self) -> bool {
+        self.shared.is_full()
+    }
+
     /// Counters, as of the last group.
     pub fn stats(&self) -> Stats {
         self.shared.stats()

@@ -119,6 +119,10 @@ impl Shared {
         }
     }
 
+    pub(crate) fn is_full(&self) -> bool {
+        self.pending_bytes.load(Ordering::Relaxed) > self.max_pending_bytes
+    }
+
     pub(crate) fn stats(&self) -> Stats {
         Stats {
             pending_bytes: self.pending_bytes.load(Ordering::Relaxed) as u64,

@@ -25,7 +25,7 @@ use super::retained::Retained;
 use super::share::Group;
 use super::slots::SessionId;
 use super::store::Store;
-use super::subscriber::{Subscriber, TRANSIENT};
+use super::subscriber::Subscriber;
 use super::{Moment, delivery::Delivery};
 use crate::hooks::Hooks;
 use crate::limits::Limits;
@@ -77,11 +77,26 @@ pub(crate) struct Subscriptions {
     by_filter: std::collections::HashMap<Arc<str>, u32>,
 }
 
+/// The members of a share, and what waits for one.
+pub(crate) type ShareGroup = Group<SessionId, Subscriber, Delivery>;
+
 /// One shared subscription.
 pub(crate) struct Share {
     /// `$share/name/filter`.
     filter: Arc<str>,
     group: Mutex<Group<SessionId, Subscriber, Delivery>>,
+    /// Bytes that wait in the group.
+    waiting_bytes: AtomicUsize,
+    /// The second in which what has expired there was last looked for.
+    purged: AtomicU64,
+}
+
+/// A delivery that is to wait in its share once the store has it: another shard may take it from there
+/// at once, and what it writes about it must come later.
+#[derive(Debug)]
+pub(crate) struct Parked {
+    pub(crate) share: Arc<Share>,
+    pub(crate) delivery: Delivery,
 }
 
 /// Topics looked at in one sweep for expired messages, once a second; a million takes a quarter of an
@@ -213,13 +228,11 @@ impl Exchange {
             && self.trash.bytes() + bytes <= self.limits.max_stored_bytes
     }
 
-    /// Whether a member of a shared subscription has room for one more message. A transient one always
-    /// has: if it is too slow, it is disconnected.
-    pub(crate) fn has_room(&self, member: Subscriber, bytes: usize) -> bool {
-        let gauge = self.gauge(member.to);
-        member.session == TRANSIENT
-            || (gauge.messages() as usize) < self.limits.max_queued
-                && gauge.bytes() + bytes <= self.limits.max_queued_bytes
+    /// Whether a member of a shared subscription has room for one more message.
+    pub(crate) fn has_room(&self, member: SessionId, bytes: usize) -> bool {
+        let gauge = self.gauge(member);
+        (gauge.messages() as usize) < self.limits.max_queued
+            && gauge.bytes() + bytes <= self.limits.max_queued_bytes
     }
 
     /// Submits a batch, together with the end of records that nobody refers to any more.
@@ -236,7 +249,7 @@ impl Exchange {
 
     /// Whether some shard, or the store, is so far behind that publishers should pause.
     pub(crate) fn is_congested(&self) -> bool {
-        self.store.condition() == Condition::Behind
+        self.store.is_full()
             || self
                 .mailboxes
                 .iter()
@@ -279,11 +292,12 @@ impl Exchange {
         message.packet_id = None;
         message.properties.topic_alias = None;
         let mut batch = Batch::default();
+        let (mut held, mut parked) = (Vec::new(), Vec::new());
         // As for a client's message: see `Shard::distribute`.
         let mut retained = message.retain.then(|| self.retained_mut());
         let kept = match &mut retained {
             None => None,
-            Some(retained) => match retained.set(self, &message, now, &mut batch) {
+            Some(retained) => match retained.set(self, &message, now, &mut batch, &mut held) {
                 Ok(kept) => kept,
                 Err(error) => {
                     self.outside_counters().dropped_store_full.one();
@@ -301,6 +315,8 @@ impl Exchange {
             now,
             self.outside_counters(),
             &mut batch,
+            &mut held,
+            &mut parked,
             &mut posts,
         );
         let mut mail: Vec<Vec<Post>> = (0..self.shards()).map(|_| Vec::new()).collect();
@@ -312,6 +328,10 @@ impl Exchange {
             self.submit(&mut batch);
         }
         drop(retained);
+        drop(held);
+        if !parked.is_empty() {
+            self.mailboxes[0].post(Mail::Park(parked));
+        }
         for (mailbox, posts) in self.mailboxes.iter().zip(mail) {
             if !posts.is_empty() {
                 mailbox.post(Mail::Deliver(posts));
@@ -376,6 +396,8 @@ impl Subscriptions {
         let share = Arc::new(Share {
             filter: Arc::clone(filter),
             group: Mutex::new(Group::new(limits.share_strategy)),
+            waiting_bytes: AtomicUsize::new(0),
+            purged: AtomicU64::new(0),
         });
         let place = self.free.pop().unwrap_or_else(|| {
             self.shares.push(None);
@@ -424,8 +446,44 @@ impl Share {
         &self.filter
     }
 
-    pub(crate) fn group(&self) -> MutexGuard<'_, Group<SessionId, Subscriber, Delivery>> {
+    pub(crate) fn group(&self) -> MutexGuard<'_, ShareGroup> {
         self.group.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a delivery wait, where its age says.
+    pub(crate) fn park(&self, group: &mut ShareGroup, delivery: Delivery) {
+        self.waiting_bytes
+            .fetch_add(delivery.len(), Ordering::Relaxed);
+        group.wait_again(vec![delivery], Delivery::age);
+    }
+
+    /// Takes the delivery that has waited longest.
+    pub(crate) fn unpark(&self, group: &mut ShareGroup) -> Option<Delivery> {
+        self.unpark_first(group, |_| true)
+    }
+
+    /// Takes the oldest delivery that is wanted.
+    pub(crate) fn unpark_first(
+        &self,
+        group: &mut ShareGroup,
+        wanted: impl FnMut(&Delivery) -> bool,
+    ) -> Option<Delivery> {
+        let delivery = group.take_first(wanted)?;
+        self.waiting_bytes
+            .fetch_sub(delivery.len(), Ordering::Relaxed);
+        Some(delivery)
+    }
+
+    /// Whether one more message of so many bytes may wait.
+    pub(crate) fn has_room(&self, group: &ShareGroup, bytes: usize, limits: &Limits) -> bool {
+        group.waiting() < limits.max_queued
+            && self.waiting_bytes.load(Ordering::Relaxed) + bytes <= limits.max_queued_bytes
+    }
+
+    /// Whether it is time to look for what has expired: once a second, when there is no room.
+    pub(crate) fn purges(&self, tick: u64) -> bool {
+        let second = tick / 1000 + 1;
+        self.purged.swap(second, Ordering::Relaxed) != second
     }
 }
 
@@ -437,7 +495,8 @@ impl std::fmt::Debug for Share {
 
 impl RetainedMessages {
     /// Keeps a message with RETAIN for its topic, or clears the topic if it has no payload
-    /// [MQTT-3.3.1-6]; writes that into the batch, which must be submitted under the same lock.
+    /// [MQTT-3.3.1-6]; writes that into the batch, which must be submitted under the same lock. What must
+    /// not go before that is put into `held`.
     ///
     /// # Errors
     /// The bound that is reached.
@@ -447,6 +506,7 @@ impl RetainedMessages {
         publish: &Publish,
         now: Moment,
         batch: &mut Batch,
+        held: &mut Vec<Arc<Message>>,
     ) -> Result<Option<Arc<Message>>, RetainError> {
         if publish.payload.is_empty() {
             let mut forgotten = Batch::default();
@@ -482,6 +542,7 @@ impl RetainedMessages {
         )
         .map_err(|_| RetainError::Unsayable)?;
         message.put(now.wall_us, batch);
+        held.push(Arc::clone(&message));
         let kept = Kept {
             record: exchange.next_record(),
             message: Arc::clone(&message),
@@ -494,6 +555,7 @@ impl RetainedMessages {
         if let Some(old) = self.topics.set(&publish.topic, kept) {
             self.bytes -= old.message.len();
             batch.delete(old.record);
+            held.push(old.message);
         }
         Ok(Some(message))
     }

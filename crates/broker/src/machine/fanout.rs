@@ -13,7 +13,7 @@ use mqtt::{Publish, QoS};
 
 use super::Moment;
 use super::delivery::{Access, Counted, Delivery, Recorded};
-use super::exchange::{Exchange, Share};
+use super::exchange::{Exchange, Parked, Share, ShareGroup};
 use super::filter_index::Matches;
 use super::format::Owner;
 use super::frame::{Frame, Layout, SubscriptionIds};
@@ -26,9 +26,6 @@ use super::subscriber::{RetainFlag, Subscriber, TRANSIENT};
 use crate::limits::Overflow;
 use crate::stats::Counters;
 
-/// Members of a shared subscription asked for room before a message is refused.
-const MEMBERS_ASKED: usize = 16;
-
 /// Working memory of fan-outs, reused from message to message.
 #[derive(Debug, Default)]
 pub(crate) struct Fanout {
@@ -37,8 +34,6 @@ pub(crate) struct Fanout {
     frames: Vec<(Layout, Frame)>,
     /// Sessions whose queue was full.
     full: Vec<SessionId>,
-    /// Shares where the message waits behind others although a member is online.
-    behind: Vec<Arc<Share>>,
 }
 
 /// Who published.
@@ -79,7 +74,9 @@ struct Routing<'a> {
     batch: &'a mut Batch,
     frames: &'a mut Vec<(Layout, Frame)>,
     full: &'a mut Vec<SessionId>,
-    behind: &'a mut Vec<Arc<Share>>,
+    /// Messages put into the batch: kept alive until it is submitted, or their end could come first.
+    held: &'a mut Vec<Arc<Message>>,
+    parked: &'a mut Vec<Parked>,
     routed: Routed,
 }
 
@@ -89,12 +86,8 @@ impl Fanout {
         self.full.drain(..)
     }
 
-    /// The shares where the last message waits behind others: their members may have room by now.
-    pub(crate) fn behind(&mut self) -> Vec<Arc<Share>> {
-        std::mem::take(&mut self.behind)
-    }
-
-    /// Makes a delivery for every receiver of a message and appends it to `posts`. What it keeps of
+    /// Makes a delivery for every receiver of a message and appends it to `posts`; to `parked` what is to
+    /// wait in a share, and to `held` what must stay in memory, until the batch is submitted. What it keeps of
     /// the message gets memory of its own; `kept` is the message if it is kept already.
     #[allow(clippy::too_many_arguments)] // the parts of a shard, borrowed apart
     pub(crate) fn route(
@@ -106,11 +99,12 @@ impl Fanout {
         now: Moment,
         counters: &Counters,
         batch: &mut Batch,
+        held: &mut Vec<Arc<Message>>,
+        parked: &mut Vec<Parked>,
         posts: &mut Vec<Post>,
     ) -> Routed {
         self.shares.clear();
         self.full.clear();
-        self.behind.clear();
         {
             // The lock is held for the match alone; encoding and delivery work on the copy.
             let subscriptions = exchange.subscriptions();
@@ -144,7 +138,8 @@ impl Fanout {
             batch,
             frames: &mut self.frames,
             full: &mut self.full,
-            behind: &mut self.behind,
+            held,
+            parked,
             routed: Routed::default(),
         };
         for (receiver, ids) in self.matches.iter() {
@@ -215,36 +210,24 @@ impl Routing<'_> {
 
     /// A delivery to one member of a shared subscription.
     fn share(&mut self, share: &Arc<Share>, publisher: u64) -> Option<Post> {
-        let mut group = share.group();
         let exchange = self.exchange;
-        let in_flight = |member| exchange.gauge(member).messages();
-        let mut chosen = group.choose(publisher, in_flight);
-        // The queue of one member may be full; the next one has its turn then.
+        let qos = self.publish.qos;
         let size = self.publish.payload.len() + self.publish.topic.len();
-        for _ in 0..group.members().min(MEMBERS_ASKED) {
-            match chosen {
-                Choice::Member(id, member) if !exchange.has_room(member, size) => {
-                    chosen = group.choose_other(id, publisher, in_flight);
-                }
-                _ => break,
-            }
-        }
-        let can_wait = group.can_wait();
-        // Behind what waits already, whoever is there: until members have room for it.
-        let queues = can_wait && self.publish.qos > QoS::AtMostOnce && group.waiting() > 0;
-        let member = match chosen {
-            Choice::Member(_, member) if !queues => Some(member),
-            _ => None,
+        let in_flight = |member| exchange.gauge(member).messages();
+        let mut group = share.group();
+        let can_wait = group.can_wait() && qos > QoS::AtMostOnce;
+        let chosen = match can_wait {
+            // Behind what waits already, whoever is there: until members have room for it.
+            true if group.waiting() > 0 => Choice::Nobody,
+            true => group.choose(publisher, in_flight, |member| {
+                exchange.has_room(member, size)
+            }),
+            // If it is too slow, it is disconnected, as it would be with a subscription of its own.
+            false => group.choose(publisher, in_flight, |_| true),
         };
-        let Some(member) = member else {
-            if can_wait && self.publish.qos > QoS::AtMostOnce {
-                // Under the lock: whoever comes finds it.
-                if let Some(delivery) = self.wait(share, group.waiting()) {
-                    group.wait(delivery);
-                }
-                if matches!(chosen, Choice::Member(..)) {
-                    self.behind.push(Arc::clone(share));
-                }
+        let Choice::Member(_, member) = chosen else {
+            if can_wait {
+                self.park(share, &mut group);
             }
             return None;
         };
@@ -256,12 +239,7 @@ impl Routing<'_> {
             post.delivery.share = Some(Arc::clone(share));
             return Some(post);
         }
-        let stores = match layout.qos {
-            // What a transient member was sent at QoS 2 is its own, and ends with it [MQTT-4.8.2-5].
-            QoS::ExactlyOnce => member.session != TRANSIENT,
-            _ => can_wait,
-        };
-        let message = match stores {
+        let message = match can_wait {
             true => self.kept(),
             // For another member, should this one go.
             false => self.unstored(),
@@ -270,21 +248,15 @@ impl Routing<'_> {
             self.refuse_store_full();
             return None;
         };
-        let limits = &exchange.limits;
         let gauge = exchange.gauge(member.to);
-        if member.session == TRANSIENT || limits.overflow != Overflow::RefuseNew {
-            gauge.add(message.len());
-        } else if !gauge.reserve(message.len(), limits.max_queued, limits.max_queued_bytes) {
-            self.refuse_new(member.to);
-            return None;
-        }
+        let size = message.len();
+        gauge.add(size);
         let owner = match member.session {
             TRANSIENT => Owner::Share,
             session => Owner::Session(session),
         };
-        let size = message.len();
         let mut post = self.post(member.to, owner, layout, frame, Some(message));
-        if stores {
+        if can_wait {
             post.delivery.record = exchange.next_record();
         }
         post.delivery.count_in(gauge, size);
@@ -292,16 +264,55 @@ impl Routing<'_> {
         Some(post)
     }
 
-    /// Keeps the message for whichever member comes first: all are away.
-    fn wait(&mut self, share: &Arc<Share>, waiting: usize) -> Option<Delivery> {
-        if waiting >= self.exchange.limits.max_queued {
-            self.counters.dropped_refused_new.one();
-            self.routed.refused += 1;
-            return None;
+    /// Keeps the message for whichever member comes first, or has room first.
+    fn park(&mut self, share: &Arc<Share>, group: &mut ShareGroup) {
+        let limits = &self.exchange.limits;
+        let size = self.publish.payload.len() + self.publish.topic.len();
+        let parked = self
+            .parked
+            .iter()
+            .filter(|p| Arc::ptr_eq(&p.share, share))
+            .count();
+        let full = |group: &ShareGroup| {
+            !share.has_room(group, size, limits) || group.waiting() + parked >= limits.max_queued
+        };
+        if full(group) && share.purges(self.now.tick) {
+            let now = self.now;
+            while let Some(gone) = share.unpark_first(group, |waits| waits.is_expired(now)) {
+                self.counters.dropped_expired.one();
+                self.batch.delete(gone.record);
+            }
+        }
+        while full(group) {
+            let priority = Priority::of(self.publish);
+            let gone = match limits.overflow {
+                Overflow::RefuseNew => None,
+                Overflow::DropOldest => share.unpark(group),
+                Overflow::DropLowestPriority => share
+                    .unpark_first(group, |waits| waits.priority() == Priority::Low)
+                    .or_else(|| match priority {
+                        Priority::High => share.unpark(group),
+                        Priority::Low => None,
+                    }),
+            };
+            let Some(gone) = gone else {
+                if !planted!(self.exchange, OverflowUncounted) {
+                    self.counters.dropped_refused_new.one();
+                }
+                self.routed.refused += 1;
+                return;
+            };
+            match gone.priority() {
+                _ if planted!(self.exchange, OverflowUncounted) => {}
+                Priority::Low if limits.overflow == Overflow::DropLowestPriority => {
+                    self.counters.dropped_low_priority.one();
+                }
+                _ => self.counters.dropped_oldest.one(),
+            }
+            self.batch.delete(gone.record);
         }
         let Some(message) = self.kept() else {
-            self.refuse_store_full();
-            return None;
+            return self.refuse_store_full();
         };
         let mut delivery = Delivery {
             record: self.exchange.next_record(),
@@ -315,7 +326,10 @@ impl Routing<'_> {
         delivery.put_waiting(Owner::Share, self.batch);
         self.counters.deliveries_stored.one();
         self.routed.receivers += 1;
-        Some(delivery)
+        self.parked.push(Parked {
+            share: Arc::clone(share),
+            delivery,
+        });
     }
 
     fn layout(&self, receiver: Subscriber, ids: SubscriptionIds) -> Layout {
@@ -385,6 +399,7 @@ impl Routing<'_> {
         let record = self.exchange.next_record();
         let message = Message::new(record, self.publish, self.since, &self.exchange.trash).ok()?;
         message.put(self.now.wall_us, self.batch);
+        self.held.push(Arc::clone(&message));
         self.kept = Some(Arc::clone(&message));
         Some(message)
     }
@@ -404,7 +419,9 @@ impl Routing<'_> {
             self.counters.dropped_refused_new.one();
         }
         self.routed.refused += 1;
-        self.full.push(to);
+        if self.exchange.gauge(to).tells(self.now.tick) {
+            self.full.push(to);
+        }
     }
 
     fn refuse_store_full(&mut self) {

@@ -7,7 +7,7 @@
 //! slot's numbers are right whoever lives there.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use super::slots::SessionId;
 
@@ -20,6 +20,8 @@ pub(crate) struct Gauge {
     bytes: AtomicUsize,
     /// Messages that wait and have low priority.
     droppable: AtomicU32,
+    /// The second in which its session was last told that it is full.
+    told: AtomicU64,
 }
 
 /// The gauges of one shard. Grows by chunks that never move, so that reading takes no lock.
@@ -50,6 +52,13 @@ impl Gauge {
     /// Messages that could make room for others, being of low priority.
     pub(crate) fn droppable(&self) -> u32 {
         self.droppable.load(Ordering::Relaxed)
+    }
+
+    /// Whether its session is to be told that it is full: once a second at most, as it then looks
+    /// through all that waits.
+    pub(crate) fn tells(&self, tick: u64) -> bool {
+        let second = tick / 1000 + 1;
+        self.told.swap(second, Ordering::Relaxed) != second
     }
 
     /// One more message of low priority waits.

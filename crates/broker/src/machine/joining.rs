@@ -463,6 +463,8 @@ impl Shard {
             && let Some(will) = session.will.take()
         {
             session.will_at = None;
+            // With it, or it would be published again after a crash.
+            session.put(&mut self.storing.batch);
             self.publish_will(session_id, will.publish);
         }
         let Some(session) = self.sessions.get(session_id) else {

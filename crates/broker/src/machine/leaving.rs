@@ -12,7 +12,7 @@ use mqtt::{Publish, QoS};
 use super::Receipt;
 use super::connection::{End, EndedBy, WillFate};
 use super::delivery::{Access, Delivery, Recorded};
-use super::exchange::Share;
+use super::exchange::{Parked, Share};
 use super::fanout::Publisher;
 use super::format::Owner;
 use super::frame::SubscriptionIds;
@@ -184,6 +184,10 @@ impl Shard {
             return;
         };
         let will = session.will.take();
+        if session.is_stored() {
+            // Before its will is published: after a crash it must not be there to be published again.
+            self.storing.batch.delete(session.record);
+        }
         if let Some(will) = will {
             self.publish_will(id, will.publish);
         }
@@ -218,7 +222,6 @@ impl Shard {
             self.exchange
                 .stored_sessions
                 .fetch_sub(1, Ordering::Relaxed);
-            self.storing.batch.delete(session.record);
         }
         self.pass_on(id, shared);
     }
@@ -285,33 +288,61 @@ impl Shard {
         }
     }
 
-    /// Gives what waits in a share to members that are online.
+    /// Gives what waits in a share to members that are online and have room.
     pub(super) fn hand_out(&mut self, share: &Arc<Share>) {
         loop {
+            let exchange = Arc::clone(&self.exchange);
             let mut group = share.group();
-            let exchange = &self.exchange;
-            let Choice::Member(_, member) =
-                group.choose(0, |member| exchange.gauge(member).messages())
-            else {
+            let Some(delivery) = share.unpark(&mut group) else {
                 return;
             };
-            let Some(delivery) = group.take_waiting() else {
+            let size = delivery.len();
+            let chosen = group.choose(
+                delivery.age(),
+                |member| exchange.gauge(member).messages(),
+                |member| exchange.has_room(member, size),
+            );
+            let Choice::Member(_, member) = chosen else {
+                share.park(&mut group, delivery);
                 return;
             };
-            if !exchange.has_room(member, delivery.len()) {
-                // Once it has taken something.
-                group.wait_again(vec![delivery], Delivery::age);
-                return;
-            }
             drop(group);
             self.give(delivery, member);
+        }
+    }
+
+    /// Lets deliveries wait in their shares, the batch about them being submitted.
+    pub(super) fn park(&mut self, parked: Vec<Parked>) {
+        let mut shares: Vec<Arc<Share>> = Vec::new();
+        for Parked { share, delivery } in parked {
+            let mut group = share.group();
+            if group.can_wait() {
+                share.park(&mut group, delivery);
+                drop(group);
+                if !shares.iter().any(|known| Arc::ptr_eq(known, &share)) {
+                    shares.push(share);
+                }
+                continue;
+            }
+            // Whoever would have come for it has left meanwhile.
+            let exchange = Arc::clone(&self.exchange);
+            let in_flight = |member| exchange.gauge(member).messages();
+            let chosen = group.choose(delivery.age(), in_flight, |_| true);
+            drop(group);
+            match chosen {
+                Choice::Member(_, member) => self.give(delivery, member),
+                Choice::Nobody => self.drop_orphan(delivery),
+            }
+        }
+        for share in shares {
+            // Somebody may have come meanwhile.
+            self.hand_out(&share);
         }
     }
 
     /// Gives deliveries of shared subscriptions that `not` had to other members; what nobody can take
     /// now waits, if somebody will come for it.
     pub(super) fn pass_on(&mut self, not: SessionId, deliveries: Vec<Delivery>) {
-        let mut back: Vec<(Arc<Share>, Vec<Delivery>)> = Vec::new();
         for mut delivery in deliveries {
             delivery.count_out(self.exchange.gauge(not));
             let share = delivery
@@ -322,17 +353,22 @@ impl Shard {
                 self.drop_orphan(delivery);
                 continue;
             };
+            let exchange = Arc::clone(&self.exchange);
+            let size = delivery.len();
             let mut group = share.group();
-            let exchange = &self.exchange;
-            let chosen = group.choose_other(not, 0, |m| exchange.gauge(m).messages());
+            let chosen = group.choose(
+                delivery.age(),
+                |member| exchange.gauge(member).messages(),
+                |member| member != not && exchange.has_room(member, size),
+            );
             let can_wait = group.can_wait();
             drop(group);
             match chosen {
-                Choice::Member(_, member) if exchange.has_room(member, delivery.len()) => {
+                Choice::Member(_, member) => {
                     self.counters.share_redelivered.one();
                     self.give(delivery, member);
                 }
-                _ if can_wait => {
+                Choice::Nobody if can_wait => {
                     delivery.frame = None;
                     delivery.access = Access::Check;
                     if let Some(message) = &delivery.message {
@@ -342,21 +378,10 @@ impl Shard {
                     delivery.ids = SubscriptionIds::None;
                     self.ensure_stored(&mut delivery);
                     delivery.put_waiting(Owner::Share, &mut self.storing.batch);
-                    match back
-                        .iter_mut()
-                        .find(|(known, _)| Arc::ptr_eq(known, &share))
-                    {
-                        Some((_, deliveries)) => deliveries.push(delivery),
-                        None => back.push((share, vec![delivery])),
-                    }
+                    self.parked.push(Parked { share, delivery });
                 }
-                _ => self.drop_orphan(delivery),
+                Choice::Nobody => self.drop_orphan(delivery),
             }
-        }
-        for (share, deliveries) in back {
-            share.group().wait_again(deliveries, Delivery::age);
-            // Somebody may have come meanwhile.
-            self.hand_out(&share);
         }
     }
 
@@ -381,9 +406,7 @@ impl Shard {
             TRANSIENT => Owner::Share,
             session => Owner::Session(session),
         };
-        if delivery.qos == QoS::AtMostOnce
-            || (delivery.qos == QoS::ExactlyOnce && member.session == TRANSIENT)
-        {
+        if delivery.qos == QoS::AtMostOnce {
             // The member's own from here on.
             if delivery.is_stored() {
                 self.storing.batch.delete(delivery.record);
@@ -395,6 +418,10 @@ impl Shard {
                 self.ensure_stored(&mut delivery);
             }
             delivery.recorded = Recorded::Otherwise;
+            if delivery.is_stored() && member.session == TRANSIENT {
+                // What another member had of it is over, and its packet identifier free.
+                delivery.put_waiting(Owner::Share, &mut self.storing.batch);
+            }
         }
         if delivery.qos > QoS::AtMostOnce {
             let gauge = self.exchange.gauge(member.to);
@@ -420,6 +447,7 @@ impl Shard {
             if let Ok(stored) = Message::new(record, &publish, since, &self.exchange.trash) {
                 let age_us = (self.now.tick as i64 - since) * 1000;
                 stored.put(self.now.wall_us - age_us, &mut self.storing.batch);
+                self.storing.held.push(Arc::clone(&stored));
                 delivery.message = Some(stored);
             }
         }

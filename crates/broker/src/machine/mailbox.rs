@@ -19,6 +19,7 @@ use journal::Position;
 
 use super::Receipt;
 use super::delivery::Delivery;
+use super::exchange::Parked;
 use super::format::Owner;
 use super::slots::SessionId;
 
@@ -33,6 +34,8 @@ pub(crate) enum Mail {
     },
     /// Messages for sessions of this shard.
     Deliver(Vec<Post>),
+    /// Deliveries that the store has, to wait in their shares.
+    Park(Vec<Parked>),
     /// A publisher found the queue of a session full.
     QueueFull(SessionId),
     /// The store has everything up to here.

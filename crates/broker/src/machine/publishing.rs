@@ -116,7 +116,7 @@ impl Shard {
                 _ => format::Tapped::Settled,
             };
             self.with_session(session_id, |session, _, cx| {
-                session.receive(packet_id, settled, cx);
+                session.receive(packet_id, receipt, settled, cx);
             });
         }
         let publisher = Publisher {
@@ -186,7 +186,7 @@ impl Shard {
         let Some(session) = self.sessions.get(id) else {
             return;
         };
-        session.undecided_again(packet_id);
+        session.undecided_again(packet_id, receipt);
         let Some(identity) = session.identity.clone() else {
             return;
         };
@@ -235,7 +235,13 @@ impl Shard {
         // Held until the records are submitted: their order is the order of the messages. And taken
         // before receivers are looked up: who subscribes at this moment misses nothing.
         let mut retained = exchange.retained_mut();
-        let kept = retained.set(&exchange, publish, self.now, &mut self.storing.batch)?;
+        let kept = retained.set(
+            &exchange,
+            publish,
+            self.now,
+            &mut self.storing.batch,
+            &mut self.storing.held,
+        )?;
         let routed = self.route(publish, publisher, kept.as_ref());
         self.submit();
         Ok(routed)
@@ -256,6 +262,8 @@ impl Shard {
             self.now,
             &self.counters,
             &mut self.storing.batch,
+            &mut self.storing.held,
+            &mut self.parked,
             &mut posts,
         );
         for session in self.fanout.full() {
@@ -267,9 +275,6 @@ impl Shard {
             self.offer(post);
         }
         self.spare_posts = posts;
-        for share in self.fanout.behind() {
-            self.hand_out(&share);
-        }
         routed
     }
 
@@ -320,7 +325,7 @@ impl Shard {
         if !reason.is_error()
             && let Some(session) = self.sessions.get(id)
             && let Some((packet_id, QoS::ExactlyOnce)) = session.owed.packet(receipt)
-            && session.tapped(packet_id, &mut self.storing.batch) == Known::Stored
+            && session.tapped(packet_id, receipt, &mut self.storing.batch) == Known::Stored
         {
             // Or it would be offered to the tap again after a crash, and be there twice.
             self.storing
@@ -341,7 +346,7 @@ impl Shard {
         };
         if outcome.is_error()
             && let Some((packet_id, QoS::ExactlyOnce)) = session.owed.packet(receipt)
-            && session.forget_received(packet_id, &mut self.storing.batch) == Known::Stored
+            && session.refuse_received(packet_id, receipt, &mut self.storing.batch) == Known::Stored
         {
             // The client may use the identifier again once it hears of this: not before the store
             // has forgotten it, or that next message would be taken for this one.

@@ -4,7 +4,7 @@
 //! nobody any more (a crash fell between two batches) is deleted. A session that was connected counts as
 //! disconnected at this moment, and so does its will.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use journal::{Batch, RecordId};
@@ -225,6 +225,8 @@ impl Loading {
             session.walks.push_back(RetainedWalk {
                 walk: Walk::new(&stored.filter),
                 subscriber,
+                over: false,
+                found: VecDeque::new(),
                 record,
                 round: Round::Again,
             });
@@ -299,7 +301,7 @@ impl Loading {
                 if !group.can_wait() || delivery.message.is_none() {
                     return false;
                 }
-                group.wait(delivery);
+                share.park(&mut group, delivery);
                 true
             }
         }

@@ -109,6 +109,8 @@ pub(crate) struct Will {
 struct Received {
     /// [`TRANSIENT`] if it is not stored.
     record: RecordId,
+    /// Whose outcome decides about it.
+    receipt: Receipt,
     tapped: Tapped,
     state: ReceivedState,
 }
@@ -147,12 +149,13 @@ pub(crate) enum Deferred {
 }
 
 /// What became of a message for a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Offered {
     Queued,
     Dropped,
-    /// A transient session without room: its client is too slow to be kept.
-    Overflow,
+    /// A transient session without room: its client is too slow to be kept. What came by a shared
+    /// subscription comes back, for others.
+    Overflow(Option<Box<Delivery>>),
 }
 
 impl Session {
@@ -283,8 +286,11 @@ impl Session {
                 && (self.waiting.len() >= limits.max_queued
                     || bytes + delivery.len() > limits.max_queued_bytes)
             {
+                if delivery.share.is_some() && delivery.message.is_some() {
+                    return Offered::Overflow(Some(Box::new(delivery)));
+                }
                 delivery.done(cx.exchange.gauge(self.id), cx.batch);
-                return Offered::Overflow;
+                return Offered::Overflow(None);
             }
         } else {
             cx.counters.deliveries_stored.one();
@@ -381,6 +387,14 @@ impl Session {
             } else if delivery.share.is_none() {
                 // Never sent again; the exchange needs its number only.
                 delivery.message = None;
+            } else if delivery.qos == QoS::ExactlyOnce {
+                // Its own from here on, and it ends with it [MQTT-4.8.2-5]: nobody else may get it, also
+                // not after a crash.
+                if delivery.is_stored() {
+                    cx.batch.delete(delivery.record);
+                    delivery.record = TRANSIENT;
+                    gate = cx.number;
+                }
             } else if delivery.recorded == Recorded::No {
                 delivery.recorded = Recorded::Waiting;
                 delivery.put(self.owner(), Stage::Waiting, cx.batch);
@@ -509,6 +523,13 @@ impl Session {
                     .iter()
                     .position(|delivery| delivery.priority() == Priority::Low),
             };
+            if limits.overflow == Overflow::DropLowestPriority
+                && lowest.is_none()
+                && gauge.droppable() > 0
+            {
+                // Those of low priority that are on their way make room when they are here.
+                return;
+            }
             let Some(delivery) = self.waiting.remove(lowest.unwrap_or(0)) else {
                 // What is in flight is the client's already.
                 return;
@@ -773,7 +794,13 @@ impl Session {
     }
 
     /// Notes a QoS 2 message.
-    pub(crate) fn receive(&mut self, packet_id: PacketId, tapped: Tapped, cx: &mut Context<'_>) {
+    pub(crate) fn receive(
+        &mut self,
+        packet_id: PacketId,
+        receipt: Receipt,
+        tapped: Tapped,
+        cx: &mut Context<'_>,
+    ) {
         let mut record = TRANSIENT;
         if self.is_stored() && !planted!(cx.exchange, InboundIdNotStored) {
             record = cx.exchange.next_record();
@@ -788,6 +815,7 @@ impl Session {
             packet_id.get(),
             Received {
                 record,
+                receipt,
                 tapped,
                 state: ReceivedState::Undecided,
             },
@@ -805,6 +833,7 @@ impl Session {
             packet_id.get(),
             Received {
                 record,
+                receipt: Receipt::NONE,
                 tapped,
                 state: ReceivedState::Taken,
             },
@@ -820,18 +849,27 @@ impl Session {
     }
 
     /// It is offered to the tap again.
-    pub(crate) fn undecided_again(&mut self, packet_id: PacketId) {
+    pub(crate) fn undecided_again(&mut self, packet_id: PacketId, receipt: Receipt) {
         if let Some(received) = self.received.get_mut(&packet_id.get()) {
+            received.receipt = receipt;
             received.state = ReceivedState::Undecided;
         }
     }
 
     /// The tap has its copy of a received message. Says whether the store has to hear of it before
     /// anybody else.
-    pub(crate) fn tapped(&mut self, packet_id: PacketId, batch: &mut Batch) -> Known {
+    pub(crate) fn tapped(
+        &mut self,
+        packet_id: PacketId,
+        receipt: Receipt,
+        batch: &mut Batch,
+    ) -> Known {
         let Some(received) = self.received.get_mut(&packet_id.get()) else {
             return Known::No;
         };
+        if received.receipt != receipt {
+            return Known::No;
+        }
         if received.tapped == Tapped::Settled || received.record == TRANSIENT {
             return Known::InMemory;
         }
@@ -869,6 +907,19 @@ impl Session {
                 batch.delete(received.record);
                 Known::Stored
             }
+        }
+    }
+
+    /// The message of this receipt was not accepted. A later one with its identifier is another one.
+    pub(crate) fn refuse_received(
+        &mut self,
+        packet_id: PacketId,
+        receipt: Receipt,
+        batch: &mut Batch,
+    ) -> Known {
+        match self.received.get(&packet_id.get()) {
+            Some(received) if received.receipt == receipt => self.forget_received(packet_id, batch),
+            _ => Known::No,
         }
     }
 

@@ -28,14 +28,17 @@ use mqtt::{DecodeError, Packet, ReasonCode, Version};
 
 use super::Moment;
 use super::connection::{Answers, Appetite, Connection, Output, TimedOut};
-use super::exchange::{Exchange, Share};
+use super::delivery::Access;
+use super::exchange::{Exchange, Parked, Share};
 use super::fanout::Fanout;
 use super::mailbox::{Mail, Mailbox, Order, Post};
+use super::message::Message;
 use super::outbox::{BatchNumber, More};
 use super::planted::planted;
 use super::session::{Context, Deferred, Offered, Session};
+use super::share::Presence;
 use super::slots::{ConnectionId, SessionId, Slots};
-use super::tenants::{Departure, Farewell, Origin, Rest, Tenant, Tenants};
+use super::tenants::{Departure, Farewell, News, Origin, Rest, Tenant, Tenants};
 use super::timers::Timers;
 use crate::limits::Limits;
 use crate::stats::Counters;
@@ -57,12 +60,14 @@ pub(crate) struct Shard {
     pub(super) state: State,
     /// Messages for other shards, by shard.
     pub(super) remote: Vec<Vec<Post>>,
+    /// Deliveries that are to wait in their shares once the batch at hand is submitted.
+    pub(super) parked: Vec<Parked>,
     pub(super) fanout: Fanout,
     pub(super) storing: Storing,
-    /// Connections with retained messages still to be sent.
-    pub(super) walkers: VecDeque<ConnectionId>,
+    /// Connections on which retained messages are to be sent from now on.
+    pub(super) walkers: Vec<ConnectionId>,
     /// Connections whose next message waits for a batch.
-    gated: VecDeque<(BatchNumber, ConnectionId)>,
+    gated: BTreeSet<(BatchNumber, ConnectionId)>,
     /// Empty lists, kept for their memory.
     spare_outputs: Vec<Vec<Output>>,
     pub(super) spare_posts: Vec<Post>,
@@ -70,6 +75,8 @@ pub(crate) struct Shard {
     sessions_due: Vec<SessionId>,
     /// Where the next sweep of the retained messages begins.
     swept: String,
+    /// The second of the last one.
+    swept_at: u64,
     /// Subscriptions that were granted and are not in place: a planted defect.
     pub(super) late: Vec<(Arc<str>, super::subscriber::Subscriber)>,
 }
@@ -79,6 +86,9 @@ pub(crate) struct Shard {
 pub(super) struct Storing {
     /// Of the inputs at hand.
     pub(super) batch: Batch,
+    /// Messages in that batch, or replaced by it: the record of one that is dropped is deleted by
+    /// whichever shard submits next, and must not be before the batch is.
+    pub(super) held: Vec<Arc<Message>>,
     /// To be done once that batch is stored.
     pub(super) deferred: Vec<Deferred>,
     /// The number of that batch; the first has 1.
@@ -123,15 +133,17 @@ impl Shard {
             now,
             state: State::Open,
             remote: (0..exchange.shards()).map(|_| Vec::new()).collect(),
+            parked: Vec::new(),
             fanout: Fanout::default(),
             storing: Storing::default(),
-            walkers: VecDeque::new(),
-            gated: VecDeque::new(),
+            walkers: Vec::new(),
+            gated: BTreeSet::new(),
             spare_outputs: Vec::new(),
             spare_posts: Vec::new(),
             due: Vec::new(),
             sessions_due: Vec::new(),
             swept: String::new(),
+            swept_at: 0,
             late: Vec::new(),
             exchange,
         }
@@ -238,7 +250,19 @@ impl Shard {
 
     /// Appends what the connection has to send, up to about `limit` bytes.
     pub(crate) fn write(&mut self, id: ConnectionId, out: &mut BytesMut, limit: usize) -> More {
+        let more = self.write_ready(id, out, limit);
+        // Retained messages, and what took the place of expired ones, may have to be stored.
+        if !self.storing.batch.is_empty() {
+            self.settle();
+        }
+        more
+    }
+
+    fn write_ready(&mut self, id: ConnectionId, out: &mut BytesMut, limit: usize) -> More {
         self.tenants.relieve(id);
+        if let Some(tenant) = self.tenants.get(id) {
+            tenant.news = News::None;
+        }
         let start = out.len();
         let mut expired = Vec::new();
         loop {
@@ -251,7 +275,7 @@ impl Shard {
                     .outbox
                     .write(self.now, stored, out, limit, &self.counters, &mut expired);
             if let Some(gate) = tenant.outbox.gate().filter(|gate| *gate > stored) {
-                self.gated.push_back((gate, id));
+                self.gated.insert((gate, id));
             }
             if more == More::Yes {
                 self.expired(id, &mut expired);
@@ -290,6 +314,12 @@ impl Shard {
         self.tenants.relieve(id);
         if let Some(tenant) = self.tenants.get(id) {
             tenant.rest = rest;
+            if tenant.news == News::Some && rest != Rest::Blocked {
+                // It came after the task had looked.
+                tenant.rest = Rest::Awake;
+                tenant.news = News::None;
+                waker.wake_by_ref();
+            }
             match &mut tenant.waker {
                 Some(known) => known.clone_from(waker),
                 none => *none = Some(waker.clone()),
@@ -331,6 +361,7 @@ impl Shard {
                         self.offer(post);
                     }
                 }
+                Mail::Park(parked) => self.park(parked),
                 Mail::QueueFull(session) => {
                     self.with_session(session, |session, _, cx| {
                         session.drop_expired(cx);
@@ -386,12 +417,7 @@ impl Shard {
     /// Looks after deadlines. To be called about once a second.
     pub(crate) fn turn(&mut self) {
         for (filter, subscriber) in std::mem::take(&mut self.late) {
-            super::subscribing::place(
-                &self.exchange,
-                &filter,
-                subscriber,
-                super::share::Presence::Online,
-            );
+            super::subscribing::place(&self.exchange, &filter, subscriber, Presence::Online);
         }
         let mut due = std::mem::take(&mut self.due);
         self.timers.turn(self.now.tick, &mut due);
@@ -431,7 +457,9 @@ impl Shard {
         }
         self.sessions_due = due;
         // One shard does it for all.
-        if self.number == 0 && self.exchange.retained().topics.len() > 0 {
+        let second = self.now.tick / 1000;
+        if self.number == 0 && second > self.swept_at && self.exchange.retained().topics.len() > 0 {
+            self.swept_at = second;
             let exchange = Arc::clone(&self.exchange);
             let mut retained = exchange.retained_mut();
             retained.sweep(&mut self.swept, self.now, &mut self.storing.batch);
@@ -465,15 +493,13 @@ impl Shard {
                     );
                 }
             }
-            for _ in 0..self.walkers.len() {
-                if let Some(id) = self.walkers.pop_front() {
-                    self.walk(id);
-                    if self.has_walks(id) {
-                        self.walkers.push_back(id);
-                    }
-                }
+            // A beginning; its task goes on with it as it writes.
+            while let Some(id) = self.walkers.pop() {
+                self.walk(id);
             }
             self.submit();
+            let parked = std::mem::take(&mut self.parked);
+            self.park(parked);
             if !self.storing.deferred.is_empty() {
                 self.file_deferred();
             }
@@ -490,6 +516,7 @@ impl Shard {
                 && self.storing.deferred.is_empty()
                 && self.tenants.overflowed.is_empty()
                 && self.remote.iter().all(Vec::is_empty)
+                && self.parked.is_empty()
                 && self.storing.number == before
             {
                 return;
@@ -506,6 +533,7 @@ impl Shard {
             return;
         }
         let position = self.exchange.submit(&mut self.storing.batch);
+        self.storing.held.clear();
         let number = self.storing.number();
         self.storing.number += 1;
         let deferred = std::mem::take(&mut self.storing.deferred);
@@ -539,10 +567,10 @@ impl Shard {
                 self.carry_on(deferred);
             }
         }
-        while let Some((_, id)) = self
-            .gated
-            .pop_front_if(|(gate, _)| *gate <= self.storing.stored)
+        while let Some((gate, id)) = self.gated.first().copied()
+            && gate <= self.storing.stored
         {
+            self.gated.remove(&(gate, id));
             if let Some(tenant) = self.tenants.get(id) {
                 tenant.wake_to_send();
             }
@@ -585,14 +613,10 @@ impl Shard {
                 let session = self.sessions.get(id)?;
                 let gauge = self.exchange.gauge(id);
                 Some(Inspection {
-                    client_id: Arc::clone(&session.client_id),
-                    online: session.online().is_some(),
-                    stored: session.is_stored(),
                     waiting: session.waiting(),
                     waiting_bytes: session.waiting_bytes(),
                     in_flight: session.undelivered() - session.waiting(),
                     gauge_messages: gauge.messages() as usize,
-                    gauge_bytes: gauge.bytes(),
                 })
             })
             .collect()
@@ -678,6 +702,10 @@ impl Shard {
         if gone {
             return self.pass_on(to, vec![delivery]);
         }
+        // Routed before it lost a subscription, perhaps.
+        if self.sessions.get(to).is_some_and(|s| s.curtailed) {
+            delivery.access = Access::Check;
+        }
         let offered = self.with_session(to, |session, outbox, cx| {
             let offered = session.offer(delivery, outbox, cx);
             (session.online(), offered, session.is_pressing(cx.exchange))
@@ -696,7 +724,16 @@ impl Shard {
                 }
             }
             Offered::Dropped => {}
-            Offered::Overflow => self.tenants.overflowed.push(id),
+            Offered::Overflow(back) => {
+                self.tenants.overflowed.push(id);
+                if let Some(delivery) = back
+                    && let Some(share) = delivery.share.clone()
+                {
+                    // Others may have room; this one is about to go.
+                    share.group().set_presence(to, Presence::Away);
+                    self.pass_on(to, vec![*delivery]);
+                }
+            }
         }
     }
 
@@ -709,8 +746,8 @@ impl Shard {
 
     /// Sends retained messages on a connection, if any are to be sent.
     pub(super) fn begin_walks(&mut self, id: ConnectionId) {
-        if self.has_walks(id) && !self.walkers.contains(&id) {
-            self.walkers.push_back(id);
+        if self.has_walks(id) {
+            self.walkers.push(id);
         }
     }
 
@@ -871,12 +908,8 @@ impl Drop for Shard {
 #[cfg(any(test, feature = "simulation"))]
 #[derive(Debug, Clone)]
 pub(crate) struct Inspection {
-    pub(crate) client_id: Arc<str>,
-    pub(crate) online: bool,
-    pub(crate) stored: bool,
     pub(crate) waiting: usize,
     pub(crate) waiting_bytes: usize,
     pub(crate) in_flight: usize,
     pub(crate) gauge_messages: usize,
-    pub(crate) gauge_bytes: usize,
 }

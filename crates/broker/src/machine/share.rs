@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! choose ─► Member  ─► that session's queue
-//!        └► Nobody  ─► can_wait? ─► waiting ──(a member comes online)──► take_waiting ─► choose
+//!        └► Nobody  ─► can_wait? ─► waiting ──(a member comes online)──► take_first ─► choose
 //! ```
 //! The turn of a member is a number: lowest is next, and who was served gets the highest. So members
 //! that join, leave, sleep and wake never shift the others, which an index into a list of members
@@ -193,27 +193,10 @@ impl<I: Copy + Eq + Hash, O: Copy, T> Group<I, O, T> {
         self.stored > 0
     }
 
-    /// Chooses who gets a message of `publisher` (a hash of it). `in_flight` says how many messages
-    /// a member has not acknowledged; asked only by [`ShareStrategy::LeastInFlight`].
+    /// Chooses who gets a message of `publisher` (a hash of it), among those that are `eligible`.
+    /// `in_flight` says how many messages a member has not acknowledged; asked only by
+    /// [`ShareStrategy::LeastInFlight`].
     pub(crate) fn choose(
-        &mut self,
-        publisher: u64,
-        in_flight: impl FnMut(I) -> u32,
-    ) -> Choice<I, O> {
-        self.choose_among(publisher, in_flight, |_| true)
-    }
-
-    /// As [`choose`](Self::choose), but not `not`: for what that member had and will not get done.
-    pub(crate) fn choose_other(
-        &mut self,
-        not: I,
-        publisher: u64,
-        in_flight: impl FnMut(I) -> u32,
-    ) -> Choice<I, O> {
-        self.choose_among(publisher, in_flight, |member| member != not)
-    }
-
-    fn choose_among(
         &mut self,
         publisher: u64,
         mut in_flight: impl FnMut(I) -> u32,
@@ -244,6 +227,7 @@ impl<I: Copy + Eq + Hash, O: Copy, T> Group<I, O, T> {
 
     /// Keeps `item` until somebody comes. Call only while [`can_wait`](Self::can_wait); how many may
     /// wait is the caller's to say.
+    #[cfg(test)]
     pub(crate) fn wait(&mut self, item: T) {
         debug_assert!(self.can_wait(), "nobody would come for it");
         self.waiting.push_back(item);
@@ -274,9 +258,10 @@ impl<I: Copy + Eq + Hash, O: Copy, T> Group<I, O, T> {
         }
     }
 
-    /// Takes the item that has waited longest.
-    pub(crate) fn take_waiting(&mut self) -> Option<T> {
-        let item = self.waiting.pop_front();
+    /// Takes the oldest item that is wanted.
+    pub(crate) fn take_first(&mut self, wanted: impl FnMut(&T) -> bool) -> Option<T> {
+        let place = self.waiting.iter().position(wanted)?;
+        let item = self.waiting.remove(place);
         if self.waiting.is_empty() {
             self.waiting = VecDeque::new(); // a night of messages gives its room back
         }
@@ -326,7 +311,7 @@ mod tests {
     }
 
     fn next(group: &mut TestGroup) -> Option<u32> {
-        chosen(group.choose(0, |_| 0))
+        chosen(group.choose(0, |_| 0, |_| true))
     }
 
     fn turns(group: &mut TestGroup, count: usize) -> Vec<u32> {
@@ -373,7 +358,7 @@ mod tests {
             ),
             (
                 "another is asked for",
-                |g| assert_eq!(chosen(g.choose_other(3, 0, |_| 0)), Some(1)),
+                |g| assert_eq!(chosen(g.choose(0, |_| 0, |member| member != 3)), Some(1)),
                 &[3, 2, 1, 3],
             ),
         ];
@@ -395,7 +380,9 @@ mod tests {
         ] {
             let mut group = group(ShareStrategy::LeastInFlight, &[1, 2, 3]);
             let served: Vec<_> = (0..4)
-                .filter_map(|_| chosen(group.choose(0, |who| in_flight[who as usize - 1])))
+                .filter_map(|_| {
+                    chosen(group.choose(0, |who| in_flight[who as usize - 1], |_| true))
+                })
                 .collect();
             assert_eq!(served, expected, "{in_flight:?}");
         }
@@ -420,15 +407,15 @@ mod tests {
         assert_eq!(group.waiting(), 3);
 
         group.set_presence(2, Online);
-        assert_eq!(group.choose(0, |_| 0), Choice::Member(2, 'b'));
-        assert_eq!(group.choose_other(2, 0, |_| 0), Choice::Nobody);
-        let fetched: Vec<_> = std::iter::from_fn(|| group.take_waiting()).collect();
+        assert_eq!(group.choose(0, |_| 0, |_| true), Choice::Member(2, 'b'));
+        assert_eq!(group.choose(0, |_| 0, |member| member != 2), Choice::Nobody);
+        let fetched: Vec<_> = std::iter::from_fn(|| group.take_first(|_| true)).collect();
         assert_eq!(fetched, [10, 11, 12]);
         assert_eq!(group.waiting(), 0);
 
         group.join(2, 'c', Transient, Online);
         assert!(!group.can_wait(), "it became transient");
-        assert_eq!(group.choose(0, |_| 0), Choice::Member(2, 'c'));
+        assert_eq!(group.choose(0, |_| 0, |_| true), Choice::Member(2, 'c'));
         assert!(group.leave(2));
         assert!(group.is_empty());
     }
@@ -440,7 +427,7 @@ mod tests {
         let mut share = BTreeMap::new();
         // Neighbouring numbers are the worst hashes a caller could hand in.
         for publisher in 0..10_000 {
-            let who = chosen(group.choose(publisher, |_| 0)).expect("ten are online");
+            let who = chosen(group.choose(publisher, |_| 0, |_| true)).expect("ten are online");
             *share.entry(who).or_insert(0) += 1;
         }
         // 1,000 each, give or take five standard deviations of 30.
@@ -537,7 +524,7 @@ mod tests {
                 change(&mut group, &mut present, step);
                 let now = online(&present);
                 for &publisher in &publishers {
-                    let Some(who) = chosen(group.choose(publisher, |_| 0)) else {
+                    let Some(who) = chosen(group.choose(publisher, |_| 0, |_| true)) else {
                         prop_assert!(now.is_empty());
                         served.remove(&publisher);
                         continue;
@@ -549,7 +536,7 @@ mod tests {
                             "{} left {} for {}", publisher, old, who
                         );
                     }
-                    let other = chosen(group.choose_other(who, publisher, |_| 0));
+                    let other = chosen(group.choose(publisher, |_| 0, |member| member != who));
                     prop_assert_eq!(other.is_some(), now.len() > 1);
                     prop_assert_ne!(other, Some(who));
                 }

@@ -18,6 +18,11 @@ pub(crate) trait Store: Send + Sync {
 
     /// Whether new work should be taken on.
     fn condition(&self) -> Condition;
+
+    /// Whether so much waits to be written that clients should not even be read from.
+    fn is_full(&self) -> bool {
+        self.condition() == Condition::Behind
+    }
 }
 
 /// For sessions that end with the process.

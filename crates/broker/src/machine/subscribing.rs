@@ -1,5 +1,6 @@
 //! Subscriptions of sessions: made, ended, checked again; and the retained messages they bring.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use journal::RecordId;
@@ -32,6 +33,10 @@ const WALK_BUDGET: usize = 256;
 pub(crate) struct RetainedWalk {
     pub(crate) walk: Walk,
     pub(crate) subscriber: Subscriber,
+    /// All topics were looked at.
+    pub(crate) over: bool,
+    /// Found, and there was no room for them.
+    pub(crate) found: VecDeque<Arc<Message>>,
     /// Of the subscription, if it says that they are owed.
     pub(crate) record: RecordId,
     pub(crate) round: Round,
@@ -161,6 +166,8 @@ impl Shard {
                     session.walks.push_back(RetainedWalk {
                         walk: Walk::new(&filter),
                         subscriber,
+                        over: false,
+                        found: VecDeque::new(),
                         record: match owed {
                             RetainedOwed::Yes => record,
                             RetainedOwed::No => TRANSIENT,
@@ -252,7 +259,7 @@ impl Shard {
                     group.leave(id);
                     // Nobody will come for what waits.
                     while !group.can_wait()
-                        && let Some(delivery) = group.take_waiting()
+                        && let Some(delivery) = share.unpark(&mut group)
                     {
                         left.push(delivery);
                     }
@@ -341,48 +348,56 @@ impl Shard {
     }
 
     /// Sends retained messages for new subscriptions, as far as there is room. Says whether it sent
-    /// any.
+    /// any, or may with the next step.
     pub(super) fn walk(&mut self, id: ConnectionId) -> bool {
         let exchange = Arc::clone(&self.exchange);
-        let Some(tenant) = self.tenants.get(id) else {
-            return false;
-        };
-        let Some(session) = tenant.session.and_then(|id| self.sessions.get(id)) else {
-            return false;
-        };
-        if session.online() != Some(id)
-            || session.is_pressing(&exchange)
-            || session.undelivered() > exchange.limits.max_queued / 4
-            || tenant.outbox.is_pressing(&exchange.limits)
-        {
+        if !self.has_room_for_retained(id) {
             return false;
         }
+        let now = self.now;
+        let Some(session) = self.session_of(id) else {
+            return false;
+        };
         let session_id = session.id;
         let Some(walk) = session.walks.front_mut() else {
             return false;
         };
-        let subscriber = walk.subscriber;
-        let round = walk.round;
-        let mut found: Vec<Arc<Message>> = Vec::new();
-        let now = self.now;
-        let progress = walk
-            .walk
-            .next(&exchange.retained().topics, WALK_BUDGET, |_, kept| {
-                if !kept.message.is_expired(now) {
-                    found.push(Arc::clone(&kept.message));
+        let (subscriber, round) = (walk.subscriber, walk.round);
+        let mut progress = Progress::More;
+        if walk.found.is_empty() {
+            let retained = exchange.retained();
+            progress = walk.walk.next(&retained.topics, WALK_BUDGET, |_, kept| {
+                let qos = kept.message.qos.min(subscriber.granted);
+                let wanted = round == Round::First || qos > QoS::AtMostOnce;
+                if wanted && !kept.message.is_expired(now) {
+                    walk.found.push_back(Arc::clone(&kept.message));
                 }
             });
-        let done = match progress {
-            Progress::Done => session.walks.pop_front(),
-            Progress::More => None,
-        };
-        for message in found {
-            let qos = message.qos.min(subscriber.granted);
-            if round == Round::First || qos > QoS::AtMostOnce {
-                self.offer_retained(session_id, subscriber, message);
+        }
+        let over = progress == Progress::Done;
+        loop {
+            let Some(walk) = self.session_of(id).and_then(|s| s.walks.front_mut()) else {
+                return false;
+            };
+            let Some(message) = walk.found.pop_front() else {
+                break;
+            };
+            self.offer_retained(session_id, subscriber, message);
+            if !self.has_room_for_retained(id) {
+                break;
             }
         }
-        if let Some(walk) = done
+        let Some(session) = self.session_of(id) else {
+            return false;
+        };
+        let Some(walk) = session.walks.front_mut() else {
+            return false;
+        };
+        walk.over |= over;
+        if !walk.over || !walk.found.is_empty() {
+            return true;
+        }
+        if let Some(walk) = session.walks.pop_front()
             && walk.record != TRANSIENT
         {
             let kept = SubscriptionRecord {
@@ -398,6 +413,27 @@ impl Shard {
             batch.put_with(walk.record, |out| kept.write(out));
         }
         true
+    }
+
+    fn session_of(&mut self, id: ConnectionId) -> Option<&mut super::session::Session> {
+        let session = self.tenants.get(id)?.session?;
+        self.sessions.get(session)
+    }
+
+    /// Whether a connection can take one more retained message.
+    fn has_room_for_retained(&mut self, id: ConnectionId) -> bool {
+        let exchange = Arc::clone(&self.exchange);
+        let limits = &exchange.limits;
+        let pressing = match self.tenants.get(id) {
+            Some(tenant) => tenant.outbox.is_pressing(limits),
+            None => return false,
+        };
+        self.session_of(id).is_some_and(|session| {
+            session.online() == Some(id)
+                && !pressing
+                && !session.is_pressing(&exchange)
+                && session.undelivered() <= limits.max_queued / 4
+        })
     }
 
     fn offer_retained(&mut self, to: SessionId, subscriber: Subscriber, message: Arc<Message>) {

@@ -41,6 +41,8 @@ pub(crate) struct Tenant {
     /// Whom to tell that there is something to do. Kept, not taken: telling is by reference.
     pub(crate) waker: Option<Waker>,
     pub(crate) rest: Rest,
+    /// There is something new since the task last looked, and it was not told: it is awake.
+    pub(crate) news: News,
     pub(crate) pressure: Pressure,
     /// A refused publish is logged once per connection, not once per message.
     pub(crate) denials: Denials,
@@ -91,6 +93,13 @@ pub(crate) enum Rest {
     Blocked,
 }
 
+/// Whether a task that goes to rest must look again first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum News {
+    None,
+    Some,
+}
+
 /// Whether others wait for this connection's task to have its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pressure {
@@ -129,6 +138,7 @@ impl Tenant {
             next_look: u64::MAX,
             waker: None,
             rest: Rest::Awake,
+            news: News::None,
             pressure: Pressure::None,
             denials: Denials::Unseen,
             farewell: Farewell::Drop,
@@ -144,7 +154,9 @@ impl Tenant {
 
     /// Something changed.
     pub(crate) fn wake(&mut self) {
-        if self.rest != Rest::Awake {
+        if self.rest == Rest::Awake {
+            self.news = News::Some;
+        } else {
             self.rest = Rest::Awake;
             if let Some(waker) = &self.waker {
                 waker.wake_by_ref();

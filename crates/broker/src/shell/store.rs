@@ -50,6 +50,10 @@ impl machine::store::Store for Journal {
     fn condition(&self) -> Condition {
         Journal::condition(self)
     }
+
+    fn is_full(&self) -> bool {
+        Journal::is_full(self)
+    }
 }
 
 /// Opens the store and makes the machine with what is in it.
