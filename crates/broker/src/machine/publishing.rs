@@ -243,6 +243,11 @@ impl Shard {
             &mut self.storing.held,
         )?;
         let routed = self.route(publish, publisher, kept.as_ref());
+        if self.storing.batch.is_empty() {
+            // Cleared a moment ago, perhaps by another shard: that must be in the store before this is
+            // acknowledged.
+            self.wait_for_all();
+        }
         self.submit();
         Ok(routed)
     }

@@ -542,6 +542,17 @@ impl Shard {
             .push_back((position, number, deferred));
     }
 
+    /// What is deferred from here on waits for all that was submitted so far, by any shard.
+    pub(super) fn wait_for_all(&mut self) {
+        let position = self.exchange.store.submit(Batch::default());
+        let number = self.storing.number();
+        self.storing.number += 1;
+        let deferred = std::mem::take(&mut self.storing.deferred);
+        self.storing
+            .submitted
+            .push_back((position, number, deferred));
+    }
+
     /// Files what waits and brought nothing to be stored itself: what was submitted before is enough.
     fn file_deferred(&mut self) {
         let deferred = std::mem::take(&mut self.storing.deferred);
