@@ -17,6 +17,7 @@ use super::format::{
     DeliveryRecord, FormatError, InboundRecord, Owner, Record, RetainedOwed, RetainedRecord,
     SessionRecord, Stage, SubscriptionRecord,
 };
+use super::frame::SubscriptionIds;
 use super::message::Message;
 use super::retained::Walk;
 use super::session::{Held, Session, Will};
@@ -272,16 +273,17 @@ impl Loading {
             counted: Counted::No,
             recorded: Recorded::Waiting,
         };
-        match stored.owner {
-            Owner::Session(owner) => {
-                let Some(id) = sessions.get(&owner) else {
-                    return false;
-                };
-                let Some(session) = shards[id.shard()].sessions.get(*id) else {
+        let owner = match stored.owner {
+            Owner::Session(owner) => sessions.get(&owner).copied(),
+            Owner::Share => None,
+        };
+        match owner {
+            Some(id) => {
+                let Some(session) = shards[id.shard()].sessions.get(id) else {
                     return false;
                 };
                 let bytes = delivery.len();
-                let gauge = self.exchange.gauge(*id);
+                let gauge = self.exchange.gauge(id);
                 gauge.add(bytes);
                 delivery.count_in(gauge, bytes);
                 if stage != Stage::Waiting {
@@ -293,13 +295,24 @@ impl Loading {
                 session.restore(delivery, stage);
                 true
             }
-            Owner::Share => {
-                let Some(share) = delivery.share.clone() else {
+            // Of the share, or of a member whose session ended: then another one gets it, unless that
+            // one was sent it at QoS 2 [MQTT-4.8.2-5].
+            None => {
+                let bound = stored.qos == QoS::ExactlyOnce && stage != Stage::Waiting;
+                let (Some(share), Some(message)) =
+                    (delivery.share.clone(), delivery.message.clone())
+                else {
                     return false;
                 };
                 let mut group = share.group();
-                if !group.can_wait() || delivery.message.is_none() {
+                if bound || !group.can_wait() {
                     return false;
+                }
+                if stored.owner != Owner::Share {
+                    delivery.qos = message.qos;
+                    delivery.retain = false;
+                    delivery.ids = SubscriptionIds::None;
+                    delivery.put_waiting(Owner::Share, batch);
                 }
                 share.park(&mut group, delivery);
                 true
