@@ -475,8 +475,13 @@ impl Client {
                 continue;
             }
             let shared = filter.is_shared();
+            // With one member at QoS 0 nothing is promised to a share.
+            let lowest = match shared && dice.chance(80) {
+                true => QoS::AtLeastOnce,
+                false => QoS::AtMostOnce,
+            };
             let qos = *dice.pick(&[
-                QoS::AtMostOnce,
+                lowest,
                 QoS::AtLeastOnce,
                 QoS::AtLeastOnce,
                 QoS::ExactlyOnce,

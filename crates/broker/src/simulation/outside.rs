@@ -12,7 +12,7 @@ use mqtt::{Publish, ReasonCode};
 use super::dice::Dice;
 use super::ledger;
 use super::plan::TapWeather;
-use super::topics::Area;
+use super::topics::{Area, Wildcards};
 use crate::acknowledge::Acknowledge;
 use crate::hooks::{ConnectAttempt, Decision, Hooks, Identity, Refusal, Tap};
 
@@ -23,6 +23,7 @@ pub(super) struct Outside {
 struct Inner {
     dice: Dice,
     tap: TapWeather,
+    wildcards: Wildcards,
     /// Principals that may not publish to, or receive from, an area.
     denied: BTreeSet<(String, Area)>,
     /// Messages the tap was asked about, and whether it accepted, since the judge looked.
@@ -50,11 +51,12 @@ pub(super) struct Outcome {
 }
 
 impl Outside {
-    pub(super) fn new(dice: Dice, tap: TapWeather) -> Outside {
+    pub(super) fn new(dice: Dice, tap: TapWeather, wildcards: Wildcards) -> Outside {
         Outside {
             inner: Mutex::new(Inner {
                 dice,
                 tap,
+                wildcards,
                 denied: BTreeSet::new(),
                 asked: Vec::new(),
                 untold: Vec::new(),
@@ -148,7 +150,8 @@ impl Hooks for Outside {
     }
 
     fn may_subscribe(&self, who: &Identity, filter: &str) -> Decision {
-        self.decide(who, |area| area.is_met_by(filter))
+        let wildcards = self.lock().wildcards;
+        self.decide(who, |area| area.is_met_by(filter, wildcards))
     }
 
     fn may_receive(&self, who: &Identity, topic: &str) -> Decision {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use mqtt::{QoS, Version};
 
 use super::dice::Dice;
-use super::topics;
+use super::topics::{self, Wildcards};
 use crate::limits::{Limits, Overflow};
 use crate::machine::share::ShareStrategy;
 
@@ -77,6 +77,7 @@ pub(super) struct WillHabit {
 pub(super) struct Weather {
     pub(super) crash: u32,
     pub(super) access: u32,
+    pub(super) wildcards: Wildcards,
     pub(super) clock: u32,
     /// Seconds that pass at most when time passes.
     pub(super) longest_pause: u64,
@@ -130,8 +131,9 @@ impl Plan {
             room,
             hash_seed: dice.next(),
             weather: Weather {
-                crash: *dice.pick(&[0, 3, 6, 12]),
+                crash: *dice.pick(&[0, 4, 8, 16]),
                 access: *dice.pick(&[0, 0, 5, 15]),
+                wildcards: *dice.pick(&[Wildcards::Judged, Wildcards::Open]),
                 clock: *dice.pick(&[0, 0, 0, 3]),
                 longest_pause: if long_pauses { 60 } else { 2 },
                 pause: dice.between(5, 40) as u32,
@@ -222,7 +224,7 @@ impl Character {
             qos: *dice.pick(&[[1, 1, 1], [0, 1, 1], [0, 0, 1], [1, 4, 4], [0, 1, 0]]),
             retain: *dice.pick(&[0, 10, 30]),
             expiring: if five { *dice.pick(&[0, 10, 40]) } else { 0 },
-            shared: *dice.pick(&[0, 0, 30, 80]),
+            shared: *dice.pick(&[0, 20, 40, 80]),
             topics: topics.to_vec(),
             slow: *dice.pick(&[0, 0, 40, 80]),
             habits: *dice.pick(&[

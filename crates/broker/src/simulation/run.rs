@@ -69,7 +69,11 @@ impl Run {
         let mut trace = Trace::new(detail);
         trace.note(0, || format!("{plan:#?}"));
         let store = Arc::new(SimStore::default());
-        let outside = Arc::new(Outside::new(Dice::new(dice.next()), plan.weather.tap));
+        let outside = Arc::new(Outside::new(
+            Dice::new(dice.next()),
+            plan.weather.tap,
+            plan.weather.wildcards,
+        ));
         let now = Moment {
             tick: 0,
             wall_us: BEGINNING_US,
@@ -164,7 +168,13 @@ impl Run {
             6 => self.time_passes()?,
             7 => self.access_changes()?,
             8 => self.clock_steps(),
-            9 => self.crash()?,
+            9 => {
+                // Mostly when there is something to lose.
+                let at_stake = self.store.durable_batches() < self.store.submitted();
+                if at_stake || self.dice.chance(30) {
+                    self.crash()?;
+                }
+            }
             10 => self.lull()?,
             _ => self.network_breaks()?,
         }

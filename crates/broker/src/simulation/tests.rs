@@ -13,22 +13,22 @@ fn seeds_hold(seeds: std::ops::Range<u64>) {
 
 #[test]
 fn a_fixed_set_of_seeds_holds_1() {
-    seeds_hold(0..400);
+    seeds_hold(0..1000);
 }
 
 #[test]
 fn a_fixed_set_of_seeds_holds_2() {
-    seeds_hold(400..800);
+    seeds_hold(1000..2000);
 }
 
 #[test]
 fn a_fixed_set_of_seeds_holds_3() {
-    seeds_hold(800..1200);
+    seeds_hold(2000..3000);
 }
 
 #[test]
 fn a_fixed_set_of_seeds_holds_4() {
-    seeds_hold(1200..1600);
+    seeds_hold(3000..4000);
 }
 
 #[test]

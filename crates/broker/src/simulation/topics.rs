@@ -25,6 +25,15 @@ const SHARED: &[&str] = &[
     "$share/h/s/#",
 ];
 
+/// What access says about filters that begin with a wildcard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wildcards {
+    /// Denied as soon as one area is.
+    Judged,
+    /// Always allowed.
+    Open,
+}
+
 /// The first level of topics, as access knows them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Area {
@@ -49,10 +58,11 @@ impl Area {
         }
     }
 
-    /// Whether a filter (without its share name) can match a topic of this area.
-    pub(super) fn is_met_by(self, filter: &str) -> bool {
+    /// Whether a filter (without its share name) is denied with this area. With [`Wildcards::Open`] a
+    /// filter that begins with a wildcard never is: what it lets through is decided topic by topic.
+    pub(super) fn is_met_by(self, filter: &str, wildcards: Wildcards) -> bool {
         match filter.split('/').next() {
-            Some("+" | "#") => self != Area::Hidden,
+            Some("+" | "#") => self != Area::Hidden && wildcards == Wildcards::Judged,
             Some(_) => Area::of(filter) == self,
             None => false,
         }

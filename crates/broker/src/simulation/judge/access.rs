@@ -36,6 +36,13 @@ impl Access {
             .is_some_and(|denial| denial.to.is_none() && denial.from <= seq)
     }
 
+    /// Whether something is denied to a client now.
+    pub(super) fn is_denied_anything(&self, client: usize) -> bool {
+        self.denials
+            .iter()
+            .any(|((who, _), denial)| *who == client && denial.to.is_none())
+    }
+
     /// Whether the broker knew at `seq`, and nothing has changed.
     pub(super) fn known_denied_at(&self, client: usize, area: Area, seq: u64) -> bool {
         self.denials.get(&(client, area)).is_some_and(|denial| {
@@ -76,11 +83,12 @@ impl Judge {
     /// Every shard has heard that the access of a client changed, after the last change.
     pub(in crate::simulation) fn access_applied(&mut self, client: usize) {
         let now = self.tick();
+        let wildcards = self.plan.weather.wildcards;
         for ((who, area), denial) in &mut self.access.denials {
             if *who == client && denial.to.is_none() && denial.applied.is_none() {
                 denial.applied = Some(now.seq);
                 for sub in &mut self.sessions[client].subs {
-                    if area.is_met_by(sub.filter.filter()) {
+                    if area.is_met_by(sub.filter.filter(), wildcards) {
                         sub.closed.get_or_insert(now.seq);
                     }
                 }

@@ -29,7 +29,8 @@ pub(super) struct Conn {
     pub(super) releases: Vec<u16>,
     /// SUBSCRIBEs without SUBACK, with the places of what they asked for.
     pub(super) subscribes: VecDeque<(u16, Vec<usize>)>,
-    pub(super) unsubscribes: VecDeque<(u16, Vec<String>)>,
+    /// UNSUBSCRIBEs without UNSUBACK, with their filters and when they were handed in.
+    pub(super) unsubscribes: VecDeque<(u16, Vec<String>, u64)>,
     pub(super) pings: usize,
     pub(super) leaving: Option<Leaving>,
     pub(super) will: Option<u32>,
@@ -42,6 +43,8 @@ pub(super) struct Asked {
     /// Milliseconds; `u64::MAX` for ever.
     pub(super) expiry: u64,
     pub(super) at: When,
+    /// All that happened before this had got where it went by then.
+    pub(super) safe: u64,
     pub(super) will_delay: u64,
 }
 
@@ -88,7 +91,7 @@ impl Conn {
             format!("PUBREL {id}")
         } else if let Some((id, _)) = self.subscribes.front() {
             format!("SUBSCRIBE {id}")
-        } else if let Some((id, _)) = self.unsubscribes.front() {
+        } else if let Some((id, ..)) = self.unsubscribes.front() {
             format!("UNSUBSCRIBE {id}")
         } else if self.pings > 0 {
             "PINGREQ".to_owned()
@@ -132,6 +135,7 @@ impl Judge {
             clean: connect.clean_start,
             expiry: asked_expiry.min(max),
             at: now,
+            safe: self.safe,
             will_delay: milliseconds(will_delay),
         });
         self.session_asked(conn);

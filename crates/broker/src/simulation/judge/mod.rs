@@ -122,6 +122,7 @@ impl Judge {
     /// All shards have looked at their timers.
     pub(super) fn turned(&mut self) {
         self.turned = self.now.ms;
+        self.end_expired();
     }
 
     fn tick(&mut self) -> When {
@@ -250,9 +251,12 @@ impl Judge {
         message.first_in.get_or_insert(now);
         if message.publish.retain {
             let (topic, deletes) = (message.topic, message.deletes());
+            // At QoS 2 a second time may concern nothing but the tap, whose first copy a crash took.
+            let is_sure = message.qos() < QoS::ExactlyOnce || message.taken.len() == 1;
             self.retained[topic].push(Put {
                 number,
                 deletes,
+                is_sure,
                 acknowledged: false,
             });
         }
@@ -319,6 +323,7 @@ impl Judge {
         for conn in &mut self.conns {
             conn.ended.get_or_insert(now);
         }
+        self.shared_crashed();
         for client in 0..self.sessions.len() {
             self.session_crashed(client);
         }

@@ -17,6 +17,8 @@ use crate::simulation::topics::Area;
 pub(super) struct SharedDebt {
     /// When the message was handed in.
     since: u64,
+    /// Some member was stored: then the message is, too, whoever has it.
+    is_stored: bool,
 }
 
 impl Judge {
@@ -57,7 +59,8 @@ impl Judge {
             let has_session = session.exists == Exists::Yes
                 && session.began().is_some_and(|began| began.seq < first.seq)
                 && (session.connection.is_some() || session.is_stored())
-                && session.attempts.is_empty();
+                && session.attempts.is_empty()
+                && !self.may_be_expired(client);
             let can_tell =
                 !(message.deletes() && self.plan.characters[client].version == Version::V311);
             let has_arrived = session
@@ -86,20 +89,28 @@ impl Judge {
             }
             for share in shares {
                 let paid = self.served.contains(&(share.clone(), number));
-                // If it goes to a member that does not take its size, or takes part at QoS 0, it may
-                // be lost there.
+                // If it goes to a member that may not have it, does not take its size, or takes part at
+                // QoS 0, it may be lost there.
                 let members = 0..self.sessions.len();
                 let all_take_it = members
                     .filter(|client| self.may_be_member(*client, &share))
-                    .all(|client| self.fits(client, &message) && !self.may_lose(client, &share));
+                    .all(|client| {
+                        self.fits(client, &message)
+                            && !self.may_lose(client, &share)
+                            && self.access.held_since(client, area, first.seq)
+                    });
                 let since = |times: &BTreeMap<String, u64>| {
                     times.get(&share).is_some_and(|at| *at >= first.seq)
                 };
                 let was_risky = since(&self.risky)
                     || message.qos() == QoS::ExactlyOnce && since(&self.deserted);
                 if !paid && all_take_it && !was_risky && !message.deletes() {
-                    let debt = SharedDebt { since: first.seq };
-                    self.shared.insert((share, number), debt);
+                    let is_stored = self.sessions[client].is_stored();
+                    let debt = self.shared.entry((share, number)).or_insert(SharedDebt {
+                        since: first.seq,
+                        is_stored,
+                    });
+                    debt.is_stored |= is_stored;
                 }
             }
         }
@@ -132,6 +143,11 @@ impl Judge {
         self.shared = shared;
     }
 
+    /// What only transient members could have had ended with them.
+    pub(super) fn shared_crashed(&mut self) {
+        self.shared.retain(|_, debt| debt.is_stored);
+    }
+
     fn may_be_member(&self, client: usize, share: &str) -> bool {
         self.sessions[client]
             .subs
@@ -146,7 +162,8 @@ impl Judge {
         })
     }
 
-    /// A member at QoS 0 may come: what waits may go to it and be lost there.
+    /// A member may come that does not take everything, or at QoS 0: what waits may go to it and be lost
+    /// there.
     pub(super) fn shared_member_may_lose(&mut self, filter: &str) {
         self.forgive_shared(|_, share, _| share == filter);
     }
@@ -154,8 +171,9 @@ impl Judge {
     /// The membership that will last: its session is there for certain and will be.
     fn standing_member(&self, client: usize, share: &str) -> Option<&Sub> {
         let session = &self.sessions[client];
-        let lasts =
-            session.exists == Exists::Yes && (session.connection.is_some() || session.is_stored());
+        let lasts = session.exists == Exists::Yes
+            && !self.may_be_expired(client)
+            && (session.connection.is_some() || session.is_stored());
         if !lasts {
             return None;
         }
@@ -168,11 +186,14 @@ impl Judge {
     /// The session of a client is over, or nobody knows.
     pub(super) fn shared_member_went(&mut self, client: usize) {
         let now = self.now.seq;
+        let denied = self.access.is_denied_anything(client);
         let subs = self.sessions[client].subs.iter();
         for sub in subs.filter(|sub| sub.is_shared() && !sub.is_refused) {
             self.deserted.insert(sub.filter.as_str().to_owned(), now);
-            let small = self.plan.characters[client].max_packet.is_some();
-            if small || sub.qos == QoS::AtMostOnce {
+            let small = self.plan.characters[client]
+                .max_packet
+                .is_some_and(|max| max < 1_000);
+            if small || denied || sub.qos == QoS::AtMostOnce {
                 self.risky.insert(sub.filter.as_str().to_owned(), now);
             }
         }

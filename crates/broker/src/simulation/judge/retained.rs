@@ -13,6 +13,8 @@ use mqtt::QoS;
 pub(super) struct Put {
     pub(super) number: u32,
     pub(super) deletes: bool,
+    /// It took the place of what was retained before.
+    pub(super) is_sure: bool,
     pub(super) acknowledged: bool,
 }
 
@@ -41,7 +43,7 @@ impl Judge {
         let put = self.retained[topic]
             .iter_mut()
             .rev()
-            .find(|put| put.number == number);
+            .find(|put| put.number == number && put.is_sure);
         if let Some(put) = put {
             put.acknowledged = true;
         }

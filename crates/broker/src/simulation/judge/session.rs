@@ -31,6 +31,8 @@ pub(super) struct Session {
     pub(super) connection: Option<usize>,
     /// How long it outlives its connection, at least and at most, in milliseconds.
     pub(super) expiry: (u64, u64),
+    /// What its last CONNECT asked for.
+    expiry_asked: u64,
     /// When its last connection ended, at the earliest and at the latest.
     pub(super) away: (u64, u64),
     /// The point of the run at which its last connection ended.
@@ -70,6 +72,9 @@ impl Session {
             self.exists = Exists::Unsure;
         }
         self.owed.clear();
+        for flight in self.flights.values_mut() {
+            flight.is_loose = true;
+        }
         for sub in &mut self.subs {
             sub.is_sure = false;
         }
@@ -100,7 +105,7 @@ impl Judge {
     }
 
     /// Whether it may be over by now.
-    fn may_be_expired(&self, client: usize) -> bool {
+    pub(super) fn may_be_expired(&self, client: usize) -> bool {
         let session = &self.sessions[client];
         session.connection.is_none()
             && self.now.ms + self.slack() >= session.away.0.saturating_add(session.expiry.0)
@@ -115,7 +120,11 @@ impl Judge {
 
     pub(super) fn session_asked(&mut self, conn: usize) {
         let client = self.conns[conn].client;
-        // What happens to a session that may be over now cannot be told before CONNACK.
+        let clean = self.conns[conn].asked.is_some_and(|asked| asked.clean);
+        if clean || self.may_be_expired(client) || self.sessions[client].may_be_curtailed {
+            // It may end now, and CONNACK tells of it later.
+            self.shared_member_went(client);
+        }
         self.sessions[client].attempts.push(conn);
     }
 
@@ -189,6 +198,7 @@ impl Judge {
         session.connacks.push(now);
         session.connection = Some(conn);
         session.expiry = (asked.expiry, asked.expiry);
+        session.expiry_asked = asked.expiry;
         session.away = (u64::MAX, 0);
         self.conns[conn].served = Some(now);
         self.will_armed(conn);
@@ -303,6 +313,9 @@ impl Judge {
     /// Sessions whose time is over are.
     pub(super) fn end_expired(&mut self) {
         for client in 0..self.sessions.len() {
+            if self.sessions[client].exists != Exists::No && self.may_be_expired(client) {
+                self.shared_member_went(client);
+            }
             let session = &self.sessions[client];
             if session.exists != Exists::No
                 && session.attempts.is_empty()
@@ -334,6 +347,7 @@ impl Judge {
         } else if session.exists != Exists::No && session.left > safe {
             // That the connection had ended may be lost, and what its DISCONNECT said.
             session.away.1 = now.ms;
+            session.expiry.0 = session.expiry.0.min(session.expiry_asked);
             session.expiry.1 = u64::MAX;
         }
         let lost_end = session.ended_quietly.is_some_and(|ended| ended > safe);
@@ -356,6 +370,7 @@ impl Judge {
             // Removed by a change of access: that may be lost. UNSUBACK is a promise.
             if !sub.is_unsubscribed && sub.closed.is_some_and(|closed| closed > safe) {
                 sub.closed = None;
+                sub.is_replaced = false;
             }
         }
     }

@@ -100,7 +100,12 @@ impl Judge {
         let id = subscribe.properties.subscription_id.map(|id| id.get());
         let mut places = Vec::new();
         for asked in &subscribe.subscriptions {
-            if asked.filter.is_shared() && asked.qos == QoS::AtMostOnce {
+            let takes_all = asked.qos > QoS::AtMostOnce
+                && self.plan.characters[client]
+                    .max_packet
+                    .is_none_or(|max| max > 1_000)
+                && !self.access.is_denied_anything(client);
+            if asked.filter.is_shared() && !takes_all {
                 self.shared_member_may_lose(asked.filter.as_str());
             }
             let floors = TOPICS
@@ -234,7 +239,7 @@ impl Judge {
         }
         self.conns[conn]
             .unsubscribes
-            .push_back((unsubscribe.packet_id.get(), filters));
+            .push_back((unsubscribe.packet_id.get(), filters, now));
         Ok(())
     }
 
@@ -242,8 +247,8 @@ impl Judge {
         let now = self.now.seq;
         let client = self.conns[conn].client;
         let asked = &mut self.conns[conn].unsubscribes;
-        let found = asked.iter().position(|(id, _)| *id == ack.packet_id.get());
-        let Some((_, filters)) = found.and_then(|place| asked.remove(place)) else {
+        let found = asked.iter().position(|(id, ..)| *id == ack.packet_id.get());
+        let Some((_, filters, at)) = found.and_then(|place| asked.remove(place)) else {
             return Err(Violation::new(
                 Invariant::AnswersInOrder,
                 format!("UNSUBACK {} answers nothing", ack.packet_id),
@@ -253,7 +258,7 @@ impl Judge {
             return Ok(());
         }
         for sub in &mut self.sessions[client].subs {
-            if sub.closing.is_some() && filters.iter().any(|filter| filter == sub.filter.as_str()) {
+            if sub.asked < at && filters.iter().any(|filter| filter == sub.filter.as_str()) {
                 sub.closed.get_or_insert(now);
                 sub.is_unsubscribed = true;
             }
@@ -263,9 +268,10 @@ impl Judge {
 
     pub(super) fn subscriptions_denied(&mut self, client: usize, area: Area) {
         let now = self.now.seq;
+        let wildcards = self.plan.weather.wildcards;
         let session = &mut self.sessions[client];
         for sub in &mut session.subs {
-            if area.is_met_by(sub.filter.filter()) {
+            if area.is_met_by(sub.filter.filter(), wildcards) {
                 session.may_be_curtailed |= !sub.is_refused && sub.closed.is_none();
                 sub.begin_to_close(now);
             }
