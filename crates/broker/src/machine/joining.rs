@@ -510,9 +510,12 @@ impl Shard {
                 properties.authentication_data = auth_data.map(Into::into);
             });
         }
-        // Also behind what the store does not have yet of an earlier session of this client: it may have
-        // ended a moment ago.
-        if stores || !self.storing.is_idle() {
+        // An earlier session of this client may have ended a moment ago, and the store not know it yet.
+        let ends = self
+            .sessions
+            .get(session_id)
+            .is_some_and(|session| self.storing.is_ending(&session.client_id));
+        if stores || ends {
             self.storing.deferred.push(Deferred::Admit(id));
         } else {
             self.admit(id);

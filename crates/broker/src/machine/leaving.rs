@@ -222,6 +222,7 @@ impl Shard {
             self.exchange
                 .stored_sessions
                 .fetch_sub(1, Ordering::Relaxed);
+            self.storing.ends(Arc::clone(&session.client_id));
         }
         self.pass_on(id, shared);
     }

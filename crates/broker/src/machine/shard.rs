@@ -97,12 +97,33 @@ pub(super) struct Storing {
     submitted: VecDeque<(Position, BatchNumber, Vec<Deferred>)>,
     /// The last batch known to be stored.
     stored: BatchNumber,
+    /// Clients whose stored session ended in a batch that is not stored yet, and in which.
+    ending: HashMap<Arc<str>, BatchNumber>,
+    /// The same in the order of the batches.
+    ended: VecDeque<(BatchNumber, Arc<str>)>,
 }
 
 impl Storing {
-    /// Whether the store has everything.
-    pub(super) fn is_idle(&self) -> bool {
-        self.batch.is_empty() && self.submitted.is_empty()
+    /// A stored session of this client has ended, which is in the batch at hand.
+    pub(super) fn ends(&mut self, client_id: Arc<str>) {
+        let number = self.number();
+        self.ended.push_back((number, Arc::clone(&client_id)));
+        self.ending.insert(client_id, number);
+    }
+
+    /// Whether a stored session of this client has ended and the store does not know it yet.
+    pub(super) fn is_ending(&self, client_id: &str) -> bool {
+        self.ending.contains_key(client_id)
+    }
+
+    /// The store has all batches up to this one.
+    fn stored(&mut self, number: BatchNumber) {
+        self.stored = number;
+        while let Some((number, client_id)) = self.ended.pop_front_if(|(at, _)| *at <= number) {
+            if self.ending.get(&client_id) == Some(&number) {
+                self.ending.remove(&client_id);
+            }
+        }
     }
 
     /// The batch of the inputs at hand.
@@ -573,7 +594,7 @@ impl Shard {
             .submitted
             .pop_front_if(|(at, _, _)| *at <= position)
         {
-            self.storing.stored = number;
+            self.storing.stored(number);
             for deferred in deferred {
                 self.carry_on(deferred);
             }
