@@ -48,7 +48,7 @@ fn a_seed_makes_the_same_run_twice() {
 
 #[test]
 fn every_planted_fault_is_found() {
-    const WITHIN: u64 = 300;
+    const WITHIN: u64 = 1_500;
     let mut unfound = Vec::new();
     for fault in Fault::ALL {
         let found = (0..WITHIN).find_map(|seed| {
