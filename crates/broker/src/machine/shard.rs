@@ -368,18 +368,26 @@ impl Shard {
     /// Works through mail from the front, until it is done or the shard is pressed.
     pub(crate) fn mail(&mut self, mail: &mut VecDeque<Mail>) {
         while !self.is_pressed()
-            && let Some(mail) = mail.pop_front()
+            && let Some(item) = mail.pop_front()
         {
-            match mail {
+            match item {
                 Mail::Durable {
                     session,
                     receipt,
                     outcome,
                 } => self.durable(session, receipt, outcome),
                 Mail::Deliver(posts) => {
-                    self.mailbox.delivered(posts.len());
-                    for post in posts {
+                    // A burst of another worker's publisher may be longer than a receiver's queue.
+                    let count = posts.len();
+                    let mut posts = posts.into_iter();
+                    while !self.is_pressed()
+                        && let Some(post) = posts.next()
+                    {
                         self.offer(post);
+                    }
+                    self.mailbox.delivered(count - posts.len());
+                    if posts.len() > 0 {
+                        mail.push_front(Mail::Deliver(posts.collect()));
                     }
                 }
                 Mail::Park(parked) => self.park(parked),
