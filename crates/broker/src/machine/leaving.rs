@@ -27,7 +27,7 @@ use super::share::{Choice, Presence};
 use super::slots::{ConnectionId, SessionId};
 use super::subscriber::{RetainFlag, TRANSIENT};
 use super::tenants::Farewell;
-use crate::hooks::Decision;
+use crate::hooks::{Decision, Identity};
 
 impl Shard {
     /// A connection is over.
@@ -227,11 +227,9 @@ impl Shard {
         self.pass_on(id, shared);
     }
 
-    /// Publishes the will of a session that is still there.
-    pub(super) fn publish_will(&mut self, id: SessionId, mut will: Publish) {
-        let Some(session) = self.sessions.get(id) else {
-            return;
-        };
+    /// Who the client of a session is, also when it has not been here since the start.
+    pub(super) fn recall(&mut self, id: SessionId) -> Option<Arc<Identity>> {
+        let session = self.sessions.get(id)?;
         if session.identity.is_none() {
             session.identity = self
                 .exchange
@@ -239,7 +237,16 @@ impl Shard {
                 .recall(&session.client_id, &session.principal)
                 .map(Arc::new);
         }
-        let Some(identity) = session.identity.clone() else {
+        session.identity.clone()
+    }
+
+    /// Publishes the will of a session that is still there.
+    pub(super) fn publish_will(&mut self, id: SessionId, mut will: Publish) {
+        let identity = self.recall(id);
+        let Some(session) = self.sessions.get(id) else {
+            return;
+        };
+        let Some(identity) = identity else {
             self.counters.dropped_unauthorized.one();
             tracing::warn!(
                 event = "will.dropped",

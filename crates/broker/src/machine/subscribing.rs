@@ -299,18 +299,11 @@ impl Shard {
     /// What the client may do has, or may have, changed: ends the subscriptions it may not have any
     /// more, and takes back what waits to be written.
     pub(super) fn check_access(&mut self, id: SessionId) {
-        let Some(session) = self.sessions.get(id) else {
+        let Some(identity) = self.recall(id) else {
+            // Checked when its client comes back.
             return;
         };
-        if session.identity.is_none() {
-            session.identity = self
-                .exchange
-                .hooks
-                .recall(&session.client_id, &session.principal)
-                .map(Arc::new);
-        }
-        let Some(identity) = session.identity.clone() else {
-            // Checked when its client comes back.
+        let Some(session) = self.sessions.get(id) else {
             return;
         };
         let hooks = Arc::clone(&self.exchange.hooks);
