@@ -16,7 +16,7 @@ use super::shard::Shard;
 use super::slots::ConnectionId;
 use super::tenants::{Origin, Rest};
 use super::world::{World, packet_id, qos0, qos1, with_will};
-use crate::limits::{Limits, Retain};
+use crate::limits::{Limits, Overflow, Retain};
 
 const V3: Version = Version::V311;
 const V5: Version = Version::V5;
@@ -802,4 +802,146 @@ fn an_answer_that_the_client_cannot_take_ends_the_connection() {
         },
     );
     assert_eq!(world.closed_with(car), Some(ReasonCode::PacketTooLarge));
+}
+
+/// A stored member of `$share/g/#` that is away, and whoever publishes.
+fn share_with_everybody_away(world: &mut World) -> ConnectionId {
+    let mut connect = Connect::new(V5, "stored");
+    connect.properties.session_expiry_interval = Some(3600);
+    let stored = world.connect(0, connect);
+    world.look(stored);
+    world.subscribe(stored, "$share/g/#", QoS::AtLeastOnce);
+    world.send(stored, Disconnect::new(ReasonCode::NORMAL_DISCONNECTION));
+    world.client(1, V5, "publisher")
+}
+
+fn coming_back(world: &mut World) -> ConnectionId {
+    let mut connect = Connect::new(V5, "stored");
+    connect.clean_start = false;
+    connect.properties.session_expiry_interval = Some(3600);
+    world.connect(2, connect)
+}
+
+/// The payloads a client got, whatever else it saw.
+fn payloads(world: &mut World, id: ConnectionId) -> Vec<String> {
+    world
+        .look(id)
+        .packets
+        .iter()
+        .filter_map(|packet| match packet {
+            Packet::Publish(p) => Some(String::from_utf8_lossy(&p.payload).into_owned()),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn the_queue_of_a_share_keeps_to_its_bound_and_the_overflow_rule() {
+    let rows = [
+        (Overflow::RefuseNew, ReasonCode::QuotaExceeded, ["1", "2"]),
+        (Overflow::DropOldest, ReasonCode::Success, ["2", "3"]),
+    ];
+    for (overflow, third, kept) in rows {
+        let mut world = World::with(Limits {
+            max_queued: 2,
+            overflow,
+            ..Limits::default()
+        });
+        let publisher = share_with_everybody_away(&mut world);
+        for (n, reason) in [
+            (1, ReasonCode::Success),
+            (2, ReasonCode::Success),
+            (3, third),
+        ] {
+            world.send(publisher, qos1(n, "a", &n.to_string()));
+            assert_eq!(world.pubacks(publisher), [(n, reason)], "{overflow:?}");
+        }
+        let stored = coming_back(&mut world);
+        assert_eq!(payloads(&mut world, stored), kept, "{overflow:?}");
+    }
+}
+
+#[test]
+fn what_has_expired_in_the_queue_of_a_share_makes_room() {
+    let mut world = World::with(Limits {
+        max_queued: 1,
+        ..Limits::default()
+    });
+    let publisher = share_with_everybody_away(&mut world);
+    let mut short = qos1(1, "a", "short");
+    short.properties.message_expiry_interval = Some(1);
+    world.send(publisher, short);
+    world.wait(3);
+    world.send(publisher, qos1(2, "a", "new"));
+    assert_eq!(
+        world.pubacks(publisher),
+        [(1, ReasonCode::Success), (2, ReasonCode::Success)]
+    );
+    let stored = coming_back(&mut world);
+    assert_eq!(payloads(&mut world, stored), ["new"]);
+}
+
+#[test]
+fn a_transient_member_without_room_loses_nothing_of_its_share() {
+    let mut world = World::with(Limits {
+        max_queued: 4,
+        max_inflight: 2,
+        ..Limits::default()
+    });
+    let publisher = share_with_everybody_away(&mut world);
+    for n in 1..=4 {
+        world.send(publisher, qos1(n, "a", &n.to_string()));
+        world.pubacks(publisher);
+    }
+    // Messages of its own fill most of its queue.
+    let passing = world.subscriber(0, V5, "passing", "b", QoS::AtLeastOnce);
+    for n in 5..=9 {
+        world.send(publisher, qos1(n, "b", "own"));
+    }
+    let filter = TopicFilter::parse("$share/g/#").expect("valid");
+    world.send(
+        passing,
+        Subscribe {
+            packet_id: packet_id(1),
+            subscriptions: vec![Subscription::new(filter, QoS::AtLeastOnce)],
+            properties: SubscribeProperties::default(),
+        },
+    );
+    assert_eq!(
+        world.closed_with(passing),
+        Some(ReasonCode::QuotaExceeded),
+        "too slow for a share"
+    );
+    let stored = coming_back(&mut world);
+    let mut got = payloads(&mut world, stored);
+    for _ in 0..4 {
+        for id in 1..=2 {
+            world.send(stored, PubAck::success(packet_id(id)));
+        }
+        got.extend(payloads(&mut world, stored));
+    }
+    got.sort();
+    got.dedup();
+    assert_eq!(got, ["1", "2", "3", "4"], "nothing acknowledged is lost");
+}
+
+#[test]
+fn a_full_member_does_not_stop_its_share() {
+    let mut world = World::with(Limits {
+        max_queued: 1,
+        max_inflight: 1,
+        ..Limits::default()
+    });
+    let publisher = share_with_everybody_away(&mut world);
+    let full = coming_back(&mut world);
+    world.look(full);
+    world.send(publisher, qos1(1, "a", "1"));
+    assert_eq!(payloads(&mut world, full), ["1"], "not acknowledged: full");
+    let other = world.client(0, V5, "other");
+    world.subscribe(other, "$share/g/#", QoS::AtLeastOnce);
+    world.send(publisher, qos1(2, "a", "2"));
+    assert_eq!(payloads(&mut world, other), ["2"]);
+    world.send(publisher, qos1(3, "a", "3"));
+    world.send(other, PubAck::success(packet_id(1)));
+    assert_eq!(payloads(&mut world, other), ["3"], "it waited for room");
 }
