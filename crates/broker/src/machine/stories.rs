@@ -1,7 +1,9 @@
 //! Stories about several clients, shards and the outside, told without sockets or clock.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::task::Waker;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Wake, Waker};
 use std::time::Duration;
 
 use mqtt::{
@@ -944,4 +946,37 @@ fn a_full_member_does_not_stop_its_share() {
     world.send(publisher, qos1(3, "a", "3"));
     world.send(other, PubAck::success(packet_id(1)));
     assert_eq!(payloads(&mut world, other), ["3"], "it waited for room");
+}
+
+#[test]
+fn a_task_that_goes_to_rest_looks_again_if_something_came_meanwhile() {
+    struct Told(AtomicUsize);
+    impl Wake for Told {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let told = Arc::new(Told(AtomicUsize::new(0)));
+    let waker = Waker::from(Arc::clone(&told));
+    let mut world = World::new();
+    let app = world.subscriber(0, V5, "app", "a", QoS::AtMostOnce);
+    let car = world.client(0, V5, "car");
+    world.shards[app.shard()].awake(app);
+    world.look(app);
+    world.shards[app.shard()].sleep(app, Rest::Asleep, &waker);
+    assert_eq!(told.0.load(Ordering::SeqCst), 0, "nothing came");
+    world.shards[app.shard()].awake(app);
+    world.look(app);
+    // After it looked for output, and before it rests.
+    world.put(car, qos0("a", "x"));
+    let mut mail = VecDeque::new();
+    if world
+        .exchange
+        .mailbox(app.shard())
+        .take(&mut mail, Waker::noop())
+    {
+        world.shards[app.shard()].mail(&mut mail);
+    }
+    world.shards[app.shard()].sleep(app, Rest::Asleep, &waker);
+    assert_eq!(told.0.load(Ordering::SeqCst), 1);
 }
