@@ -40,6 +40,8 @@ pub(crate) enum Mail {
     QueueFull(SessionId),
     /// The store has everything up to here.
     Stored(Position),
+    /// The store can write nothing at present.
+    Stalled,
     /// For all sessions of a principal, or of all of them.
     Principal(Option<Arc<str>>, Order),
     /// Close all connections once their owed answers are out.

@@ -24,7 +24,7 @@ use std::task::Waker;
 
 use bytes::BytesMut;
 use journal::{Batch, Position};
-use mqtt::{DecodeError, Packet, ReasonCode, Version};
+use mqtt::{DecodeError, Packet, QoS, ReasonCode, Version};
 
 use super::Moment;
 use super::connection::{Answers, Appetite, Connection, Output, TimedOut};
@@ -397,6 +397,7 @@ impl Shard {
                     });
                 }
                 Mail::Stored(position) => self.stored(position),
+                Mail::Stalled => self.stalled(),
                 Mail::Principal(principal, order) => self.principal(principal.as_deref(), order),
                 Mail::Drain => {
                     self.state = State::Closing;
@@ -614,6 +615,34 @@ impl Shard {
             if let Some(tenant) = self.tenants.get(id) {
                 tenant.wake_to_send();
             }
+        }
+    }
+
+    /// The store can write nothing (a full disk, for one), and nobody knows until when. Publishers of
+    /// QoS 1 that wait for it are refused, so that they can slow down or keep the message themselves. It
+    /// may still be kept, and delivered; sent again it is then there twice, as QoS 1 allows. QoS 2 does
+    /// not: there they go on waiting, and so do clients of MQTT 3.1.1, which cannot be told.
+    fn stalled(&mut self) {
+        let mut refused = Vec::new();
+        let sessions = &mut self.sessions;
+        for (_, _, deferred) in &mut self.storing.submitted {
+            deferred.retain(|deferred| {
+                let &Deferred::Decide(id, receipt, outcome) = deferred else {
+                    return true;
+                };
+                let waits = |session: &mut Session| {
+                    let qos = session.owed.packet(receipt).map(|(_, qos)| qos);
+                    session.version == Version::V5 && qos == Some(QoS::AtLeastOnce)
+                };
+                if outcome.is_error() || !sessions.get(id).is_some_and(waits) {
+                    return true;
+                }
+                refused.push((id, receipt));
+                false
+            });
+        }
+        for (id, receipt) in refused {
+            self.decide(id, receipt, ReasonCode::QuotaExceeded);
         }
     }
 

@@ -154,11 +154,14 @@ fn open(
 fn tell(exchange: &Exchange, event: Event) {
     match event {
         Event::Durable(position) => exchange.post_to_all(|| Mail::Stored(position)),
-        Event::Stalled(error) => tracing::error!(
-            event = "store.stalled",
-            %error,
-            "messages for stored sessions are refused until it can write again"
-        ),
+        Event::Stalled(error) => {
+            tracing::error!(
+                event = "store.stalled",
+                %error,
+                "messages for stored sessions are refused until it can write again"
+            );
+            exchange.post_to_all(|| Mail::Stalled);
+        }
         Event::Resumed => tracing::info!(event = "store.resumed"),
     }
 }

@@ -26,6 +26,7 @@ use super::trace::{Detail, Short, Trace};
 use crate::machine::Moment;
 use crate::machine::connection::Appetite;
 use crate::machine::format::Record;
+use crate::machine::mailbox::Mail;
 use crate::machine::outbox::More;
 use crate::machine::tenants::{Farewell, Rest};
 
@@ -637,6 +638,9 @@ impl Run {
             let stalled = !self.store.is_stalled();
             self.store.set_stalled(stalled);
             self.note(|| format!("the store is stalled: {stalled}"));
+            if stalled {
+                self.life.exchange.post_to_all(|| Mail::Stalled);
+            }
         }
         if self.store.is_stalled() {
             return Ok(());
