@@ -198,7 +198,11 @@ fn warn_of(error: &LakeError, what: &str) {
     tracing::warn!(%error, %cause, "{what}");
 }
 
-/// Commits until `stop`, or until the lake is gone.
+/// Longest wait after a commit that failed. What fails for a while (a full disk) must not fill the log
+/// of the operator as well, and must be noticed soon when it is over.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Commits until `stop`, or until the lake is gone; after a failure, ever more rarely.
 ///
 /// Holds the committer only while committing, so that dropping a lake gives back its lock.
 pub(crate) async fn run(
@@ -211,7 +215,12 @@ pub(crate) async fn run(
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // The first tick is at once.
     clock.tick().await;
+    let mut pause = Duration::ZERO;
     loop {
+        tokio::select! { // cancel-safe: nothing is lost by sleeping less
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
         tokio::select! {
             () = stop.cancelled() => return, // waiting on the token changes nothing
             _ = clock.tick() => {} // a tick that is not taken stays due
@@ -220,11 +229,15 @@ pub(crate) async fn run(
         let Some(committer) = committer.upgrade() else {
             return;
         };
-        if let Err(error) = committer.commit().await {
-            warn_of(
-                &error,
-                "cannot commit to the lake; the rows stay in memory, trying again",
-            );
-        }
+        pause = match committer.commit().await {
+            Ok(()) => Duration::ZERO,
+            Err(error) => {
+                warn_of(
+                    &error,
+                    "cannot commit to the lake; the rows stay in memory, trying again",
+                );
+                (pause * 2).clamp(every.min(LONGEST_PAUSE), LONGEST_PAUSE)
+            }
+        };
     }
 }
