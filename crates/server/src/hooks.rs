@@ -217,7 +217,9 @@ fn decision(allowed: bool) -> Decision {
 fn reason(error: &AppendError) -> ReasonCode {
     match error {
         // Try again later, more slowly.
-        AppendError::Busy { .. } | AppendError::Full { .. } => ReasonCode::QuotaExceeded,
+        AppendError::Busy { .. } | AppendError::Full { .. } | AppendError::DiskFull { .. } => {
+            ReasonCode::QuotaExceeded
+        }
         // Never as it is.
         AppendError::TooLarge { .. } => ReasonCode::PacketTooLarge,
         AppendError::Closed { .. } => ReasonCode::ServerShuttingDown,

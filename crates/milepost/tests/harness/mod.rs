@@ -64,9 +64,14 @@ pub struct Serving {
 impl Serving {
     /// Starts it on `data_dir` and waits for `ready`.
     pub fn start(data_dir: &Path, config: &str) -> Serving {
+        Serving::start_by(milepost(), data_dir, config)
+    }
+
+    /// As [`Serving::start`]; `command` is [`milepost`], or becomes it by `exec`.
+    pub fn start_by(mut command: Command, data_dir: &Path, config: &str) -> Serving {
         let file = data_dir.with_extension("toml");
         fs::write(&file, config).expect("the configuration is written");
-        let mut child = milepost()
+        let mut child = command
             .args(["serve", "--config"])
             .arg(&file)
             .arg("--data-dir")
