@@ -14,6 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use mqtt::ReasonCode;
+use tokio::sync::oneshot;
 
 use crate::machine::Receipt;
 use crate::machine::mailbox::{Mail, Mailbox};
@@ -23,26 +24,38 @@ use crate::machine::slots::SessionId;
 /// message can never stay unanswered.
 #[must_use = "dropping it tells the publisher that its message failed"]
 pub struct Acknowledge {
-    mailbox: Arc<Mailbox>,
-    session: SessionId,
-    receipt: Receipt,
-    state: State,
+    /// `None` once it is said.
+    to: Option<To>,
 }
 
-#[derive(PartialEq)]
-enum State {
-    Owed,
-    Said,
+/// Who waits for it.
+enum To {
+    /// A client, on its shard.
+    Client {
+        mailbox: Arc<Mailbox>,
+        session: SessionId,
+        receipt: Receipt,
+    },
+    /// A part of this program that published in somebody's name.
+    Caller(oneshot::Sender<Result<(), ReasonCode>>),
 }
 
 impl Acknowledge {
     pub(crate) fn new(mailbox: Arc<Mailbox>, session: SessionId, receipt: Receipt) -> Acknowledge {
         Acknowledge {
-            mailbox,
-            session,
-            receipt,
-            state: State::Owed,
+            to: Some(To::Client {
+                mailbox,
+                session,
+                receipt,
+            }),
         }
+    }
+
+    /// For a caller who waits for the answer itself.
+    pub(crate) fn for_caller() -> (Acknowledge, oneshot::Receiver<Result<(), ReasonCode>>) {
+        let (send, answer) = oneshot::channel();
+        let to = Some(To::Caller(send));
+        (Acknowledge { to }, answer)
     }
 
     /// Reports the outcome: `Ok` once the copy would survive a crash, else why it will not.
@@ -54,18 +67,30 @@ impl Acknowledge {
     }
 
     fn say(&mut self, outcome: Result<(), ReasonCode>) {
-        self.state = State::Said;
+        let (mailbox, session, receipt) = match self.to.take() {
+            None => return,
+            Some(To::Caller(caller)) => {
+                // Who does not wait any more need not know.
+                let _ = caller.send(outcome);
+                return;
+            }
+            Some(To::Client {
+                mailbox,
+                session,
+                receipt,
+            }) => (mailbox, session, receipt),
+        };
         // Nobody waits for the success of a QoS 0 message; its failure is counted.
-        if self.receipt == Receipt::NONE && outcome.is_ok() {
+        if receipt == Receipt::NONE && outcome.is_ok() {
             return;
         }
-        if TAPPING.get() == Tapping::Asking(self.session, self.receipt) {
+        if TAPPING.get() == Tapping::Asking(session, receipt) {
             TAPPING.set(Tapping::Answered(outcome));
             return;
         }
-        self.mailbox.post(Mail::Durable {
-            session: self.session,
-            receipt: self.receipt,
+        mailbox.post(Mail::Durable {
+            session,
+            receipt,
             outcome,
         });
     }
@@ -99,17 +124,19 @@ pub(crate) fn while_tapping<T>(
 
 impl Drop for Acknowledge {
     fn drop(&mut self) {
-        if self.state == State::Owed {
-            self.say(Err(ReasonCode::UnspecifiedError));
-        }
+        self.say(Err(ReasonCode::UnspecifiedError));
     }
 }
 
 impl fmt::Debug for Acknowledge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Acknowledge")
-            .field("session", &self.session)
-            .field("receipt", &self.receipt)
-            .finish_non_exhaustive()
+        let mut f = f.debug_struct("Acknowledge");
+        if let Some(To::Client {
+            session, receipt, ..
+        }) = &self.to
+        {
+            f.field("session", session).field("receipt", receipt);
+        }
+        f.finish_non_exhaustive()
     }
 }

@@ -110,6 +110,17 @@ pub(crate) struct RetainedMessages {
     bytes: usize,
 }
 
+/// What became of a message that the program itself published.
+#[derive(Debug)]
+pub(crate) struct Published {
+    /// Those who get it.
+    pub(crate) receivers: usize,
+    /// Those who have no room for it.
+    pub(crate) refused: usize,
+    /// Where it is in the store, if somebody it is kept for was among them.
+    pub(crate) position: Option<Position>,
+}
+
 /// A retained message.
 #[derive(Debug, Clone)]
 pub(crate) struct Kept {
@@ -286,7 +297,11 @@ impl Exchange {
     }
 
     /// See [`BrokerHandle::publish`](crate::BrokerHandle::publish).
-    pub(crate) fn publish_from_outside(&self, message: &Publish, now: Moment) -> usize {
+    pub(crate) fn publish_from_outside(
+        &self,
+        message: &Publish,
+        now: Moment,
+    ) -> Result<Published, ReasonCode> {
         let mut message = message.clone();
         message.dup = false;
         message.packet_id = None;
@@ -302,7 +317,7 @@ impl Exchange {
                 Err(error) => {
                     self.outside_counters().dropped_store_full.one();
                     tracing::warn!(event = "publish.not_retained", topic = %message.topic, %error);
-                    return 0;
+                    return Err(ReasonCode::QuotaExceeded);
                 }
             },
         };
@@ -324,9 +339,10 @@ impl Exchange {
             post.delivery.put_waiting(post.owner, &mut batch);
             mail[post.to.shard()].push(post);
         }
-        if !batch.is_empty() {
-            self.submit(&mut batch);
-        }
+        let position = match batch.is_empty() {
+            true => None,
+            false => Some(self.submit(&mut batch)),
+        };
         drop(retained);
         drop(held);
         if !parked.is_empty() {
@@ -337,7 +353,11 @@ impl Exchange {
                 mailbox.post(Mail::Deliver(posts));
             }
         }
-        routed.receivers
+        Ok(Published {
+            receivers: routed.receivers,
+            refused: routed.refused,
+            position,
+        })
     }
 
     pub(crate) fn connections(&self) -> usize {

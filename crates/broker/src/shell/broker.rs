@@ -348,13 +348,13 @@ fn check(limits: &Limits) -> Result<(), StartError> {
 /// [`shutdown`](BrokerHandle::shutdown), the broker stops at once.
 #[derive(Clone)]
 pub struct BrokerHandle {
-    inner: Arc<Running>,
+    pub(super) inner: Arc<Running>,
 }
 
-struct Running {
-    exchange: Arc<Exchange>,
+pub(super) struct Running {
+    pub(super) exchange: Arc<Exchange>,
     sockets: Arc<Sockets>,
-    clock: Clock,
+    pub(super) clock: Clock,
     bound: Vec<Bound>,
     recovery: Recovery,
     journal: Option<Arc<Journal>>,
@@ -437,6 +437,7 @@ impl BrokerHandle {
         self.inner
             .exchange
             .publish_from_outside(message, self.inner.clock.now())
+            .map_or(0, |published| published.receivers)
     }
 
     /// Stops in order: no new connections; nothing more is read; each connection gets the PUBACKs

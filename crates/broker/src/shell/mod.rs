@@ -9,6 +9,7 @@ pub(crate) mod acceptor;
 pub(crate) mod broker;
 pub(crate) mod clock;
 pub(crate) mod link;
+pub(crate) mod on_behalf;
 pub(crate) mod socket;
 pub(crate) mod store;
 pub(crate) mod worker;
