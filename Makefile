@@ -16,6 +16,9 @@ VEHICLES ?= 50
 DURATION ?=
 FUZZ_SECONDS ?= 60
 PYTHON_ENV := $(CARGO_TARGET_DIR)/python
+# The MQTT clients that the tests run (paho, MQTT.js, AWS, aioquic), from PyPI and npm. Where these cannot
+# be reached, the tests say that they are skipped.
+CLIENTS := $(CARGO_TARGET_DIR)/clients
 
 .PHONY: help setup setup-test demo build install test test-light test-heavy simulate lint docs bench fuzz clean
 
@@ -27,6 +30,7 @@ setup: ## Installs what building needs, where it is missing
 
 setup-test: setup
 	@scripts/setup.sh test "$(PYTHON_ENV)"
+	@scripts/setup.sh clients "$(CLIENTS)" || echo "warning: no real MQTT clients; their tests will be skipped" >&2
 
 build: setup ## Builds the milepost binary, quick to build and quick enough to run
 	@scripts/build-with-progress.sh cargo build --locked --profile $(PROFILE) $(HEAVY)
@@ -44,8 +48,11 @@ test-light:
 	cargo test --locked --profile $(PROFILE)
 
 test-heavy: build
+	@# One of the clients, built with the light crates; see its first lines.
+	cargo build --locked --profile $(PROFILE) --example rumqttc_client
 	@if $(PYTHON_ENV)/bin/python -c 'import deltalake, duckdb' 2>/dev/null; \
 	then export MILEPOST_TEST_PYTHON=$(PYTHON_ENV)/bin/python; fi; \
+	if [ -f "$(CLIENTS)/complete" ]; then export MILEPOST_TEST_CLIENTS=$(CLIENTS); fi; \
 	set -x; cargo test --locked --profile $(PROFILE) $(HEAVY)
 
 lint: ## Format, clippy with warnings as errors, dependency audit
