@@ -19,6 +19,7 @@ use mqtt::{Publish, ReasonCode};
 use rustls::pki_types::CertificateDer;
 
 use crate::acknowledge::Acknowledge;
+use crate::proxy::Proxied;
 
 /// The outside of the broker. One implementation serves all listeners.
 pub trait Hooks: Send + Sync + 'static {
@@ -87,8 +88,14 @@ pub trait Hooks: Send + Sync + 'static {
 pub struct ConnectAttempt<'a> {
     /// Name of the listener it came through, as configured.
     pub listener: &'a Arc<str>,
-    /// Address the connection comes from.
+    /// What the connection speaks: `mqtt`, `mqtts`, `ws`, `wss` or `quic`. On a port that serves several,
+    /// what this one chose.
+    pub transport: &'static str,
+    /// Address the connection comes from; behind a proxy, what the proxy says.
     pub peer: SocketAddr,
+    /// The proxy it came through and what that says of the client, on a listener that has
+    /// [`Proxies`](crate::Proxies).
+    pub proxied: Option<&'a Proxied>,
     /// Client identifier; when the client left it empty, the one assigned by the broker.
     pub client_id: &'a str,
     /// User name, if sent.

@@ -22,16 +22,21 @@
 //! [`Limits::overflow`] applies if it is stored. It never slows others down.
 
 mod acknowledge;
+mod address_range;
 mod hooks;
 mod limits;
 mod machine;
+#[doc(hidden)]
+pub mod proxy;
 mod recovery;
 mod shell;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulation;
 mod stats;
+mod transport;
 
 pub use acknowledge::Acknowledge;
+pub use address_range::{AddressRange, AddressRangeError};
 pub use hooks::{
     AuthStep, ConnectAttempt, Decision, EnhancedAuthentication, Hooks, Identity, Refusal, Tap,
 };
@@ -39,10 +44,16 @@ pub use journal::Durability;
 pub use limits::{Limits, Overflow, Retain};
 pub use machine::share::ShareStrategy;
 pub use mqtt::{Publish, ReasonCode};
+pub use proxy::Proxied;
 pub use recovery::Recovery;
 pub use shell::broker::{
-    Bind, Bound, Broker, BrokerConfig, BrokerHandle, ListenerConfig, ShutdownOutcome,
-    ShutdownReport, StartError, Store, StoreConfig, Transport,
+    Bound, Broker, BrokerConfig, BrokerHandle, ShutdownOutcome, ShutdownReport, StartError, Store,
+    StoreConfig,
 };
 pub use shell::store::StoreError;
+pub use shell::web::{WebConnection, WebIo};
 pub use stats::{Stats, StoreStats};
+pub use transport::{
+    Bind, ClientCertificate, ListenerConfig, Proxies, Tls, TlsSettings, Transport, Web, WebService,
+    WebSocket,
+};

@@ -31,6 +31,11 @@ pub struct Limits {
     /// Sockets that are not connected clients yet (handshake, CONNECT outstanding). The next one
     /// is closed without a word: a reason would cost the handshake this bound is there to save.
     pub max_pending_connections: usize,
+    /// HTTP connections that came in on ports of the broker and are with a
+    /// [`WebService`](crate::WebService) now. The next one is answered 503 and closed. 1,024: people and
+    /// programs that look at a fleet, not the fleet; apart from the vehicles, so that neither keeps the
+    /// other out.
+    pub max_web_connections: usize,
     /// Subscriptions of one connection. The next filter is refused with 0x97 in SUBACK.
     pub max_subscriptions: usize,
     /// Levels of a topic filter. A deeper one is refused with 0x8F in SUBACK. 128: ten times what
@@ -85,6 +90,7 @@ impl Default for Limits {
             keep_alive_max: Duration::from_secs(20 * 60),
             max_connections: 400_000,
             max_pending_connections: 8_192,
+            max_web_connections: 1_024,
             max_subscriptions: 1_000,
             max_filter_levels: 128,
             topic_alias_maximum: 16,

@@ -37,6 +37,8 @@ macro_rules! counters {
             /// Sockets open now that are not connected clients: handshake or CONNECT outstanding,
             /// or closing.
             pub pending_connections: u64,
+            /// HTTP connections with a web service now.
+            pub web_connections: u64,
             /// Subscriptions in place now.
             pub subscriptions: u64,
             /// Sessions, connected or not.
@@ -80,6 +82,40 @@ counters! {
     handshake_failures,
     /// TLS handshakes that did not end within their timeout.
     handshake_timeouts,
+    /// Full handshakes of TLS 1.2 that succeeded.
+    handshakes_tls12_full,
+    /// Sessions of TLS 1.2 resumed.
+    handshakes_tls12_resumed,
+    /// Full handshakes of TLS 1.3 that succeeded.
+    handshakes_tls13_full,
+    /// Sessions of TLS 1.3 resumed.
+    handshakes_tls13_resumed,
+    /// Failed handshakes: a client certificate was wanted and none came.
+    handshakes_no_certificate,
+    /// Failed handshakes: the client's certificate is not good.
+    handshakes_bad_certificate,
+    /// Failed handshakes: no version, cipher or extension in common.
+    handshakes_incompatible,
+    /// Failed handshakes: the client asked by ALPN for something that is not served.
+    handshakes_no_protocol,
+    /// Failed handshakes: the client did not want ours (it does not trust the certificate, mostly).
+    handshakes_refused_by_client,
+    /// Failed handshakes: what came is not TLS, or not as it should be.
+    handshakes_malformed,
+    /// Failed handshakes: the connection ended.
+    handshakes_closed,
+    /// Failed handshakes for another reason (no certificate for the name the client asked for, for one).
+    handshakes_other,
+    /// Connections closed because they came past the proxies of their listener.
+    proxy_strangers,
+    /// Connections closed because a PROXY header was bad or none.
+    proxy_malformed,
+    /// Connections closed because a PROXY header did not come in time.
+    proxy_timeouts,
+    /// Connections that ended before their PROXY header did.
+    proxy_closed,
+    /// HTTP connections refused because too many others were open.
+    web_refused,
     /// Connections without a CONNECT within the timeout.
     connect_timeouts,
     /// Sockets closed unheard because too many others were pending.
@@ -192,6 +228,43 @@ impl Stats {
     /// Messages handed to receivers' sockets.
     pub fn messages_out(&self) -> u64 {
         self.messages_out_qos0 + self.messages_out_qos1 + self.messages_out_qos2
+    }
+
+    /// TLS handshakes that succeeded, by version and kind. A resumed session saves both sides most of the
+    /// work.
+    pub fn handshakes(&self) -> [(&'static str, u64); 4] {
+        [
+            ("tls12_full", self.handshakes_tls12_full),
+            ("tls12_resumed", self.handshakes_tls12_resumed),
+            ("tls13_full", self.handshakes_tls13_full),
+            ("tls13_resumed", self.handshakes_tls13_resumed),
+        ]
+    }
+
+    /// TLS handshakes that failed, with the reason as a short stable name for a metric label.
+    pub fn handshakes_failed(&self) -> [(&'static str, u64); 9] {
+        [
+            ("timeout", self.handshake_timeouts),
+            ("no_certificate", self.handshakes_no_certificate),
+            ("bad_certificate", self.handshakes_bad_certificate),
+            ("incompatible", self.handshakes_incompatible),
+            ("no_protocol", self.handshakes_no_protocol),
+            ("refused_by_client", self.handshakes_refused_by_client),
+            ("malformed", self.handshakes_malformed),
+            ("closed", self.handshakes_closed),
+            ("other", self.handshakes_other),
+        ]
+    }
+
+    /// Connections refused on a listener behind proxies, with the reason as a short stable name for a
+    /// metric label.
+    pub fn proxy_refused(&self) -> [(&'static str, u64); 4] {
+        [
+            ("stranger", self.proxy_strangers),
+            ("malformed", self.proxy_malformed),
+            ("timeout", self.proxy_timeouts),
+            ("closed", self.proxy_closed),
+        ]
     }
 
     /// Messages dropped, with the reason as a short stable name for a metric label.

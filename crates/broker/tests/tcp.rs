@@ -415,11 +415,7 @@ fn an_overloaded_broker_closes_the_new_and_keeps_the_old() {
 #[test]
 fn a_start_that_cannot_succeed_says_why() {
     let setup = start_tcp();
-    let listener = |bind: SocketAddr| ListenerConfig {
-        name: "second".into(),
-        bind: bind.into(),
-        transport: Transport::Tcp,
-    };
+    let listener = |bind: SocketAddr| ListenerConfig::new("second", bind, Transport::Tcp);
     let start = |config| match Broker::start(config, setup.outside.clone()) {
         Ok(_) => panic!("started"),
         Err(error) => error,

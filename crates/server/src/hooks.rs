@@ -287,6 +287,8 @@ mod tests {
             let attempt = ConnectAttempt {
                 listener: &"mqtts-0".into(),
                 peer: SocketAddr::from(([127, 0, 0, 1], 1)),
+                transport: "mqtts",
+                proxied: None,
                 client_id,
                 username: None,
                 password: None,

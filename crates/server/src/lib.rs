@@ -25,7 +25,10 @@ use std::{
     fmt, io, net::SocketAddr, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc, time::Duration,
 };
 
-use broker::{Broker, BrokerConfig, BrokerHandle, Limits, ListenerConfig, Recovery, Transport};
+use broker::{
+    Broker, BrokerConfig, BrokerHandle, Limits, ListenerConfig, Recovery, Tls, TlsSettings,
+    Transport,
+};
 use eventlog::{Log, LogOptions, Retention, Stream, StreamConfig};
 use fleet::{Change, Fleet, FleetError};
 use lake::{Lake, LakeError, LakeOptions, QueryLimits};
@@ -150,9 +153,11 @@ impl Server {
         for listener in &config.listeners {
             transports.push(match &listener.protocol {
                 Protocol::Mqtt { .. } => Transport::Tcp,
-                Protocol::Mqtts { names } => Transport::Tls(
-                    tls::server_config(&fleet, &server_names(listener.bind, names)).await?,
-                ),
+                Protocol::Mqtts { names } => {
+                    let names = server_names(listener.bind, names);
+                    let settings = tls::server_config(&fleet, &names).await?;
+                    Transport::Tls(Tls::new(TlsSettings::new(settings)))
+                }
             });
         }
 
@@ -172,10 +177,9 @@ impl Server {
             .into_iter()
             .zip(sockets.mqtt)
             .enumerate()
-            .map(|(index, (transport, socket))| ListenerConfig {
-                name: format!("{}-{index}", transport.protocol()).into(),
-                bind: socket.into(),
-                transport,
+            .map(|(index, (transport, socket))| {
+                let name = format!("{}-{index}", transport.protocol());
+                ListenerConfig::new(name, socket, transport)
             })
             .collect();
         let broker_config = BrokerConfig {

@@ -34,7 +34,7 @@ pub enum TlsError {
 }
 
 /// The configuration of a listener known by `names` (host names and addresses).
-pub async fn server_config(fleet: &Fleet, names: &[String]) -> Result<Arc<ServerConfig>, TlsError> {
+pub async fn server_config(fleet: &Fleet, names: &[String]) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let certificate = fleet.issue_server_certificate(names).await?;
     let mut roots = RootCertStore::empty();
@@ -48,6 +48,5 @@ pub async fn server_config(fleet: &Fleet, names: &[String]) -> Result<Arc<Server
     config.session_storage = rustls::server::ServerSessionMemoryCache::new(RESUMABLE_SESSIONS);
     // One ticket is enough for one reconnect; the second would be sent to every client for nothing.
     config.send_tls13_tickets = 1;
-    config.alpn_protocols = Vec::new();
-    Ok(Arc::new(config))
+    Ok(config)
 }

@@ -126,7 +126,9 @@ impl Shard {
                 };
                 let attempt = ConnectAttempt {
                     listener: &tenant.origin.listener,
+                    transport: tenant.origin.protocol.name(),
                     peer: tenant.origin.peer,
+                    proxied: tenant.origin.proxied.as_deref(),
                     client_id: &client_id,
                     username: None,
                     password: None,
@@ -390,6 +392,7 @@ impl Shard {
         // Not needed again, unless somebody authenticates again, and a kilobyte per connection.
         if tenant.connection.auth_method().is_none() {
             tenant.origin.certificates = Vec::new();
+            tenant.origin.proxied = None;
         }
         let version = connect.version;
         let limits = &self.exchange.limits;
@@ -609,7 +612,9 @@ fn attempt<'a>(joiner: &'a Joiner, tenant: &'a super::tenants::Tenant) -> Connec
     let connect = &joiner.connect;
     ConnectAttempt {
         listener: &tenant.origin.listener,
+        transport: tenant.origin.protocol.name(),
         peer: tenant.origin.peer,
+        proxied: tenant.origin.proxied.as_deref(),
         client_id: joiner.assigned.as_deref().unwrap_or(&connect.client_id),
         username: connect.username.as_deref(),
         password: connect.password.as_deref(),

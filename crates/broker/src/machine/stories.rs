@@ -19,6 +19,7 @@ use super::slots::ConnectionId;
 use super::tenants::{Origin, Rest};
 use super::world::{World, packet_id, qos0, qos1, with_will};
 use crate::limits::{Limits, Overflow, Retain};
+use crate::transport::Protocol;
 
 const V3: Version = Version::V311;
 const V5: Version = Version::V5;
@@ -729,7 +730,9 @@ fn stopping_waits_for_what_is_owed() {
             .open(Origin {
                 listener: "test".into(),
                 peer: "192.0.2.1:1".parse().expect("an address"),
+                protocol: Protocol::Mqtt,
                 certificates: Vec::new(),
+                proxied: None,
             })
             .is_none()
     );

@@ -13,14 +13,19 @@ use super::outbox::Outbox;
 use super::registry::Epoch;
 use super::slots::{ConnectionId, SessionId, Slots};
 use crate::hooks::{EnhancedAuthentication, Identity};
+use crate::proxy::Proxied;
+use crate::transport::Protocol;
 
 /// Where a connection comes from.
 #[derive(Debug)]
 pub(crate) struct Origin {
     pub(crate) listener: Arc<str>,
+    pub(crate) protocol: Protocol,
     pub(crate) peer: SocketAddr,
     /// Verified by TLS, leaf first; empty without TLS.
     pub(crate) certificates: Vec<CertificateDer<'static>>,
+    /// Of a connection through a proxy.
+    pub(crate) proxied: Option<Box<Proxied>>,
 }
 
 /// One connection with all that belongs to it. Some 500 bytes while idle, its session apart.

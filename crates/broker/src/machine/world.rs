@@ -23,6 +23,7 @@ use super::tenants::{Origin, Rest};
 use crate::acknowledge::Acknowledge;
 use crate::hooks::{ConnectAttempt, Decision, Hooks, Identity, Refusal, Tap};
 use crate::limits::Limits;
+use crate::transport::Protocol;
 
 /// The outside as the stories need it.
 #[derive(Default)]
@@ -133,7 +134,9 @@ impl World {
         let origin = Origin {
             listener: "test".into(),
             peer: "192.0.2.1:4711".parse().expect("an address"),
+            protocol: Protocol::Mqtt,
             certificates: Vec::new(),
+            proxied: None,
         };
         self.shards[shard].open(origin).expect("there is room")
     }

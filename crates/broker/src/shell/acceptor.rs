@@ -3,8 +3,8 @@
 //! Its own thread: accepting goes on however busy the workers are, and a burst of connects costs
 //! the workers only what they take.
 //!
-//! Sockets get TCP_NODELAY and TCP keep-alive by inheritance from their listener (Linux, BSD), which
-//! saves three system calls for each.
+//! Sockets get TCP_NODELAY, TCP keep-alive and user timeout by inheritance from their listener (Linux,
+//! BSD), which saves four system calls for each.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -17,8 +17,10 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::broker::{Bind, Bound, ListenerConfig, StartError, Transport};
+use super::broker::{Bound, StartError};
+use super::door::Door;
 use crate::machine::exchange::Exchange;
+use crate::transport::{Bind, ListenerConfig, Proxies};
 
 /// Connections the kernel completes ahead of us: a second of a connect storm.
 const BACKLOG: i32 = 4096;
@@ -26,7 +28,18 @@ const BACKLOG: i32 = 4096;
 /// Silence after which TCP asks whether the peer is still there, and how often it repeats that. Finds
 /// cars that lost their link without a word and have no MQTT keep-alive.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
-const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long what we sent may go unacknowledged before the peer counts as gone (RFC 5482, Linux). Without
+/// it the kernel repeats itself for a quarter of an hour into a cellular link that is half open, and a
+/// client with a long keep-alive looks connected for as long.
+///
+/// It replaces the number of keep-alive probes too: a connection is over at the first probe due after this
+/// much silence. So it is the silence before the first probe plus three intervals; with less, one lost
+/// probe would end the connection of a car that stands in a garage. It also ends a client that takes
+/// nothing of what we send for as long, though its system is alive.
+#[cfg(target_os = "linux")]
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Pause after a failed accept: out of file descriptors, nothing else helps.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -35,7 +48,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: TcpListener,
-    transport: Transport,
+    door: Arc<Door>,
     pub(crate) bound: Bound,
 }
 
@@ -44,8 +57,7 @@ pub(crate) struct Listener {
 pub(crate) struct Arrival {
     pub(crate) socket: TcpStream,
     pub(crate) peer: SocketAddr,
-    pub(crate) listener: Arc<str>,
-    pub(crate) transport: Transport,
+    pub(crate) door: Arc<Door>,
     pub(crate) place: Place,
 }
 
@@ -53,11 +65,22 @@ pub(crate) struct Arrival {
 #[derive(Debug, Default)]
 pub(crate) struct Sockets {
     open: AtomicUsize,
+    /// Of these, handed to a web service.
+    web: AtomicUsize,
 }
 
 impl Sockets {
     pub(crate) fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn web(&self) -> usize {
+        self.web.load(Ordering::Relaxed)
+    }
+
+    /// Sockets that are neither `connected` clients nor with a web service.
+    pub(crate) fn pending(&self, connected: usize) -> usize {
+        self.open().saturating_sub(self.web() + connected)
     }
 }
 
@@ -66,9 +89,33 @@ impl Sockets {
 pub(crate) struct Place(Arc<Sockets>);
 
 impl Place {
-    fn take(sockets: &Arc<Sockets>) -> Place {
+    pub(crate) fn take(sockets: &Arc<Sockets>) -> Place {
         sockets.open.fetch_add(1, Ordering::Relaxed);
         Place(Arc::clone(sockets))
+    }
+
+    /// The place of a connection that goes to a web service, if fewer than `limit` have.
+    pub(crate) fn for_web(self, limit: usize) -> Result<WebPlace, Place> {
+        let taken = self
+            .0
+            .web
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                (count < limit).then_some(count + 1)
+            });
+        match taken {
+            Ok(_) => Ok(WebPlace(self)),
+            Err(_) => Err(self),
+        }
+    }
+}
+
+/// The place of a connection that a web service has.
+#[derive(Debug)]
+pub(crate) struct WebPlace(Place);
+
+impl Drop for WebPlace {
+    fn drop(&mut self) {
+        self.0.0.web.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -80,14 +127,24 @@ impl Drop for Place {
 
 /// Opens a listener.
 pub(crate) fn bind(config: ListenerConfig) -> Result<Listener, StartError> {
+    let door = Door::new(&config).map_err(|why| StartError::Listener {
+        name: Arc::clone(&config.name),
+        protocol: config.transport.protocol(),
+        why,
+    })?;
     let ListenerConfig {
         name,
         bind,
         transport,
+        ..
     } = config;
     let opened = match &bind {
         Bind::Address(address) => listen(*address),
         Bind::Socket(socket) => socket.try_clone(),
+        Bind::Datagrams(_) => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "only QUIC runs over a UDP socket",
+        )),
     };
     let prepared = opened.and_then(|socket| {
         prepare(&socket)?;
@@ -99,7 +156,7 @@ pub(crate) fn bind(config: ListenerConfig) -> Result<Listener, StartError> {
             tracing::info!(event = "listener.bound", listener = %name, protocol, %addr);
             Ok(Listener {
                 socket,
-                transport,
+                door: Arc::new(door),
                 bound: Bound {
                     name,
                     protocol,
@@ -133,15 +190,16 @@ fn prepare(listener: &TcpListener) -> io::Result<()> {
         &TcpKeepalive::new()
             .with_time(TCP_KEEPALIVE)
             .with_interval(TCP_KEEPALIVE_INTERVAL),
-    )
+    )?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
+    Ok(())
 }
 
 /// Starts the acceptor. It ends, and closes all listeners, when `stop` is cancelled.
 pub(crate) fn spawn(
     listeners: Vec<Listener>,
-    workers: Vec<mpsc::Sender<Arrival>>,
-    exchange: Arc<Exchange>,
-    sockets: Arc<Sockets>,
+    hand_out: Arc<HandOut>,
     stop: CancellationToken,
     running: watch::Sender<()>,
 ) -> Result<JoinHandle<()>, StartError> {
@@ -158,12 +216,6 @@ pub(crate) fn spawn(
         .name(name)
         .spawn(move || {
             let _running = running;
-            let hand_out = Arc::new(HandOut {
-                workers,
-                next: AtomicUsize::new(0),
-                exchange,
-                sockets,
-            });
             runtime.block_on(async {
                 let tasks: Vec<_> = listeners
                     .into_iter()
@@ -192,7 +244,7 @@ pub(crate) fn spawn(
 async fn accept_all(listener: Listener, hand_out: &HandOut) {
     let Listener {
         socket,
-        transport,
+        door,
         bound,
     } = listener;
     let socket = match tokio::net::TcpListener::from_std(socket) {
@@ -207,7 +259,18 @@ async fn accept_all(listener: Listener, hand_out: &HandOut) {
         // Out of this runtime's poller again: the worker's is where it will live.
         match accepted.and_then(|(connection, peer)| Ok((connection.into_std()?, peer))) {
             Ok((connection, peer)) => {
-                hand_out.give(connection, peer, &bound.name, &transport);
+                if is_stranger(&door, peer) {
+                    hand_out.exchange.outside_counters().proxy_strangers.one();
+                    let (listener, reason) = (&door.name, "stranger");
+                    tracing::warn!(event = "proxy.refused", proxy = %peer, %listener, reason);
+                } else if let Some(place) = hand_out.place() {
+                    hand_out.give(Arrival {
+                        socket: connection,
+                        peer,
+                        door: Arc::clone(&door),
+                        place,
+                    });
+                }
             }
             // The peer was gone before we came.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -220,8 +283,16 @@ async fn accept_all(listener: Listener, hand_out: &HandOut) {
     }
 }
 
+/// Whether somebody comes past the proxies.
+fn is_stranger(door: &Door, peer: SocketAddr) -> bool {
+    match &door.proxies {
+        Proxies::None => false,
+        Proxies::From(ranges) => !ranges.iter().any(|range| range.contains(peer.ip())),
+    }
+}
+
 /// The workers, taken in turn.
-struct HandOut {
+pub(crate) struct HandOut {
     workers: Vec<mpsc::Sender<Arrival>>,
     next: AtomicUsize,
     exchange: Arc<Exchange>,
@@ -229,29 +300,32 @@ struct HandOut {
 }
 
 impl HandOut {
-    fn give(
-        &self,
-        socket: TcpStream,
-        peer: SocketAddr,
-        listener: &Arc<str>,
-        transport: &Transport,
-    ) {
+    pub(crate) fn new(
+        workers: Vec<mpsc::Sender<Arrival>>,
+        exchange: Arc<Exchange>,
+        sockets: Arc<Sockets>,
+    ) -> HandOut {
+        HandOut {
+            workers,
+            next: AtomicUsize::new(0),
+            exchange,
+            sockets,
+        }
+    }
+
+    /// A place for one more connection that is not a client yet; `None`, counted, if there are too many.
+    pub(crate) fn place(&self) -> Option<Place> {
         let limit = self.exchange.limits.max_pending_connections;
-        let pending = self
-            .sockets
-            .open()
-            .saturating_sub(self.exchange.connections());
+        let pending = self.sockets.pending(self.exchange.connections());
         if pending >= limit {
             self.exchange.outside_counters().overloaded_accepts.one();
-            return;
+            return None;
         }
-        let mut arrival = Arrival {
-            socket,
-            peer,
-            listener: Arc::clone(listener),
-            transport: transport.clone(),
-            place: Place::take(&self.sockets),
-        };
+        Some(Place::take(&self.sockets))
+    }
+
+    /// Hands a connection to a worker; if none can take it, it is closed and counted.
+    pub(crate) fn give(&self, mut arrival: Arrival) {
         for _ in 0..self.workers.len() {
             let next = self.next.fetch_add(1, Ordering::Relaxed) % self.workers.len();
             match self.workers[next].try_send(arrival) {
@@ -262,5 +336,33 @@ impl HandOut {
             }
         }
         self.exchange.outside_counters().overloaded_accepts.one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::Transport;
+
+    #[test]
+    fn accepted_sockets_have_what_was_set_on_their_listener() {
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        let config = ListenerConfig::new("test", loopback, Transport::Tcp);
+        let listener = bind(config).expect("a port");
+        let _client = TcpStream::connect(listener.bound.addr).expect("it listens");
+        listener.socket.set_nonblocking(false).expect("settable");
+        let (accepted, _) = listener.socket.accept().expect("there is one");
+        let socket = SockRef::from(&accepted);
+        assert!(socket.tcp_nodelay().expect("readable"));
+        assert!(socket.keepalive().expect("readable"));
+        #[cfg(target_os = "linux")]
+        {
+            let idle = socket.tcp_keepalive_time().expect("readable");
+            let interval = socket.tcp_keepalive_interval().expect("readable");
+            let user = socket.tcp_user_timeout().expect("readable").expect("set");
+            assert_eq!((idle, interval), (TCP_KEEPALIVE, TCP_KEEPALIVE_INTERVAL));
+            assert_eq!(user, TCP_USER_TIMEOUT);
+            assert!(user >= idle + 3 * interval, "three probes may be lost");
+        }
     }
 }

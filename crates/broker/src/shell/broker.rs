@@ -1,6 +1,6 @@
 //! Starting a broker, and the handle to a running one.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use mqtt::{Publish, ReasonCode};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::acceptor::{self, Sockets};
+use super::acceptor::{self, HandOut, Sockets};
 use super::clock::Clock;
 use super::store::{self, Loaded, StoreError};
 use super::worker::{self, Ways};
@@ -24,6 +24,7 @@ use crate::machine::mailbox::Mail;
 use crate::machine::slots::ConnectionId;
 use crate::recovery::Recovery;
 use crate::stats::Stats;
+use crate::transport::{Bind, ListenerConfig};
 
 /// What to listen on, and within which limits.
 #[derive(Debug, Clone)]
@@ -79,83 +80,12 @@ impl BrokerConfig {
     }
 }
 
-/// One address to listen on.
-#[derive(Debug, Clone)]
-pub struct ListenerConfig {
-    /// Name in logs and in [`ConnectAttempt::listener`](crate::ConnectAttempt::listener).
-    pub name: Arc<str>,
-    /// Where connections come in.
-    pub bind: Bind,
-    /// How bytes travel.
-    pub transport: Transport,
-}
-
-/// Where a listener's connections come in.
-#[derive(Debug, Clone)]
-pub enum Bind {
-    /// An address to listen on; port 0 lets the system choose, see [`BrokerHandle::listeners`].
-    Address(SocketAddr),
-    /// A socket that listens already, so that a program can take all its ports before it serves
-    /// any. Shared only because a configuration can be cloned.
-    Socket(Arc<TcpListener>),
-}
-
-impl From<SocketAddr> for Bind {
-    fn from(address: SocketAddr) -> Bind {
-        Bind::Address(address)
-    }
-}
-
-impl From<TcpListener> for Bind {
-    fn from(socket: TcpListener) -> Bind {
-        Bind::Socket(Arc::new(socket))
-    }
-}
-
-impl fmt::Display for Bind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Bind::Address(address) => address.fmt(f),
-            Bind::Socket(socket) => match socket.local_addr() {
-                Ok(address) => address.fmt(f),
-                Err(_) => f.write_str("a socket without an address"),
-            },
-        }
-    }
-}
-
-/// How bytes travel between client and broker.
-#[derive(Clone)]
-pub enum Transport {
-    /// MQTT over plain TCP (`mqtt`). Who may listen like this, and where, is the caller's concern.
-    Tcp,
-    /// MQTT over TLS with a client certificate (`mqtts`). The configuration must ask for one and
-    /// verify it; a client that nevertheless comes without is closed after the handshake.
-    Tls(Arc<rustls::ServerConfig>),
-}
-
-impl Transport {
-    /// The protocol's name in configuration: `mqtt` or `mqtts`.
-    pub fn protocol(&self) -> &'static str {
-        match self {
-            Transport::Tcp => "mqtt",
-            Transport::Tls(_) => "mqtts",
-        }
-    }
-}
-
-impl fmt::Debug for Transport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.protocol())
-    }
-}
-
 /// A listener that is open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bound {
     /// As configured.
     pub name: Arc<str>,
-    /// `mqtt` or `mqtts`.
+    /// As in [`Transport::protocol`](crate::Transport::protocol).
     pub protocol: &'static str,
     /// The address with the real port.
     pub addr: SocketAddr,
@@ -189,6 +119,16 @@ pub enum StartError {
         addr: Bind,
         /// What the system says.
         source: io::Error,
+    },
+    /// The listener cannot be served as configured.
+    #[error("listener `{name}` ({protocol}) cannot be served: {why}")]
+    Listener {
+        /// Name of the listener.
+        name: Arc<str>,
+        /// As in [`Transport::protocol`](crate::Transport::protocol).
+        protocol: &'static str,
+        /// What is in the way, and the remedy.
+        why: &'static str,
     },
     /// The store of sessions could not be opened or read.
     #[error("open the session store in {}", dir.display())]
@@ -282,9 +222,8 @@ impl Broker {
             threads.push(thread);
             inboxes.push(inbox);
         }
-        threads.push(acceptor::spawn(
-            listeners, inboxes, exchange, sockets, accepting, running,
-        )?);
+        let hand_out = Arc::new(HandOut::new(inboxes, exchange, sockets));
+        threads.push(acceptor::spawn(listeners, hand_out, accepting, running)?);
         inner.threads = Mutex::new(threads);
         Ok(BrokerHandle {
             inner: Arc::new(inner),
@@ -395,8 +334,9 @@ impl BrokerHandle {
         if let Some(journal) = &self.inner.journal {
             stats.store = store::stats(journal);
         }
-        stats.pending_connections =
-            (self.inner.sockets.open() as u64).saturating_sub(stats.connections);
+        let sockets = &self.inner.sockets;
+        stats.web_connections = sockets.web() as u64;
+        stats.pending_connections = sockets.pending(stats.connections as usize) as u64;
         stats
     }
 

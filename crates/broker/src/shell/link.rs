@@ -23,7 +23,7 @@ use tokio::time::Sleep;
 
 use super::acceptor::Place;
 use super::socket::Movable;
-use super::worker::{READ_BUFFER, Removal, Worker};
+use super::worker::{READ_BUFFER, Worker};
 use crate::machine::connection::Appetite;
 use crate::machine::slots::ConnectionId;
 use crate::machine::tenants::{Departure, Farewell, Origin, Rest};
@@ -94,7 +94,6 @@ enum Stage {
 impl<S> Link<S>
 where
     S: Movable,
-    Removal: From<Parcel<S>>,
 {
     /// Enters the connection at the shard; `None` if it takes nobody.
     pub(crate) fn open(
@@ -418,7 +417,6 @@ fn decode(worker: &Worker, id: ConnectionId, decoder: &mut Decoder, buffer: &mut
 impl<S> Future for Link<S>
 where
     S: Movable,
-    Removal: From<Parcel<S>>,
 {
     type Output = ();
 

@@ -3,13 +3,23 @@
 //! One acceptor thread takes connections from all listeners and hands them to the workers in turn
 //! ([`acceptor`]). Each worker is a thread with a single-threaded runtime and one shard
 //! ([`worker`]). Once a client is known, its connection moves to the worker on which its session lives and
-//! stays there, so everything it touches per message is touched by one thread. Each connection is one small task ([`link`]).
+//! stays there, so everything it touches per message is touched by one thread. Each connection is one
+//! small task ([`link`]).
+//!
+//! What comes before MQTT on a connection, if anything does, is the way through [`entrance`]: the header of a
+//! proxy ([`proxied`]), TLS ([`handshake`]), and on a shared port the choice between MQTT and HTTP, which goes
+//! to a service of the program around us ([`web`]). A [`door`] says which of these a listener has.
 
 pub(crate) mod acceptor;
 pub(crate) mod broker;
 pub(crate) mod clock;
+pub(crate) mod door;
+pub(crate) mod entrance;
+pub(crate) mod handshake;
 pub(crate) mod link;
 pub(crate) mod on_behalf;
+pub(crate) mod proxied;
 pub(crate) mod socket;
 pub(crate) mod store;
+pub(crate) mod web;
 pub(crate) mod worker;

@@ -35,6 +35,11 @@ impl Socket {
         TcpStream::from_std(socket).map(Socket::Attached)
     }
 
+    /// Waits until something has come, and looks at it without taking it. Nothing: it has ended.
+    pub(crate) async fn peek(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.stream()?.peek(buf).await
+    }
+
     fn stream(&mut self) -> io::Result<Pin<&mut TcpStream>> {
         match self {
             Socket::Attached(stream) => Ok(Pin::new(stream)),

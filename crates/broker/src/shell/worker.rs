@@ -11,15 +11,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use rustls::pki_types::CertificateDer;
 use tokio::runtime::LocalOptions;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
 use super::acceptor::{Arrival, Place};
-use super::broker::{StartError, Transport};
+use super::broker::StartError;
 use super::clock::Clock;
+use super::entrance;
 use super::link::{Link, Parcel};
 use super::socket::{Movable, Socket};
 use crate::machine::exchange::Exchange;
@@ -42,15 +40,15 @@ pub(crate) struct Worker {
     pub(crate) exchange: Arc<Exchange>,
     /// One for each worker.
     removals: Vec<mpsc::UnboundedSender<Removal>>,
-    handshakes: Semaphore,
+    pub(crate) handshakes: Semaphore,
 }
 
 /// A connection on its way to the worker of its session. How many there can be at once is bounded by
 /// the sockets that are not connected clients yet.
-pub(crate) enum Removal {
-    Tcp(Box<Parcel<Socket>>),
-    Tls(Box<Parcel<TlsStream<Socket>>>),
-}
+///
+/// Whatever its transport is: this happens once in the life of a connection, so it may cost a call by
+/// reference.
+pub(crate) struct Removal(Box<dyn Arrive>);
 
 /// Buffers that all connections of a worker use in turn, so that an idle one holds none.
 ///
@@ -163,10 +161,7 @@ async fn work(
             let mut moved = false;
             while let Poll::Ready(Some(removal)) = removals.poll_recv(cx) {
                 moved = true;
-                match removal {
-                    Removal::Tcp(parcel) => unpack(&worker, *parcel),
-                    Removal::Tls(parcel) => unpack(&worker, *parcel),
-                }
+                removal.0.arrive(&worker);
             }
             match arrivals.poll_recv(cx) {
                 Poll::Ready(Some(arrival)) => Poll::Ready(Some(arrival)),
@@ -191,8 +186,7 @@ async fn serve(worker: Rc<Worker>, arrival: Arrival) {
     let Arrival {
         socket,
         peer,
-        listener,
-        transport,
+        door,
         place,
     } = arrival;
     let socket = match Socket::new(socket) {
@@ -203,82 +197,28 @@ async fn serve(worker: Rc<Worker>, arrival: Arrival) {
         }
     };
     let origin = Origin {
-        listener,
+        listener: Arc::clone(&door.name),
+        protocol: door.protocol,
         peer,
         certificates: Vec::new(),
+        proxied: None,
     };
-    match transport {
-        Transport::Tcp => connect(worker, socket, origin, place),
-        Transport::Tls(config) => {
-            // Boxed: this is large, and gone once the connection stands.
-            Box::pin(handshake(worker, socket, config, origin, place)).await;
-        }
+    match door.is_plain() {
+        true => connect(worker, socket, origin, place),
+        // Boxed: this is large, and gone once the connection stands.
+        false => Box::pin(entrance::enter(worker, socket, door, origin, place)).await,
     }
-}
-
-async fn handshake(
-    worker: Rc<Worker>,
-    socket: Socket,
-    config: Arc<rustls::ServerConfig>,
-    mut origin: Origin,
-    place: Place,
-) {
-    let limits = &worker.exchange.limits;
-    let timeout = limits.handshake_timeout;
-    let shaken = tokio::time::timeout(timeout, async {
-        // Waiting for one's turn counts: who waits that long has given up or will try again.
-        let _turn = worker.handshakes.acquire().await;
-        TlsAcceptor::from(config).accept(socket).await
-    })
-    .await;
-    let peer = origin.peer;
-    let failed = |reason: &str, detail: &dyn std::fmt::Display| {
-        tracing::warn!(event = "tls.handshake_failed", %peer, reason, %detail);
-    };
-    let stream = match shaken {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            worker.shard.borrow().counters().handshake_failures.one();
-            failed("refused", &error);
-            return;
-        }
-        Err(_) => {
-            worker.shard.borrow().counters().handshake_timeouts.one();
-            failed("timeout", &format_args!("not done after {timeout:?}"));
-            return;
-        }
-    };
-    let certificates = stream.get_ref().1.peer_certificates().unwrap_or(&[]);
-    if certificates.is_empty() {
-        worker.shard.borrow().counters().handshake_failures.one();
-        failed("no_certificate", &"the client showed no certificate");
-        return;
-    }
-    origin.certificates = certificates
-        .iter()
-        .map(CertificateDer::clone)
-        .map(CertificateDer::into_owned)
-        .collect();
-    connect(worker, stream, origin, place);
 }
 
 /// Makes a connection of a transport that stands, as a task of its own that is no larger than needed.
-fn connect<S>(worker: Rc<Worker>, transport: S, origin: Origin, place: Place)
-where
-    S: Movable,
-    Removal: From<Parcel<S>>,
-{
+pub(crate) fn connect<S: Movable>(worker: Rc<Worker>, transport: S, origin: Origin, place: Place) {
     if let Some(link) = Link::open(worker, transport, origin, place) {
         drop(tokio::task::spawn_local(link));
     }
 }
 
 /// Goes on with a connection from another worker.
-fn unpack<S>(worker: &Rc<Worker>, parcel: Parcel<S>)
-where
-    S: Movable,
-    Removal: From<Parcel<S>>,
-{
+fn unpack<S: Movable>(worker: &Rc<Worker>, parcel: Parcel<S>) {
     match Link::unpack(Rc::clone(worker), parcel) {
         Ok(Some(link)) => drop(tokio::task::spawn_local(link)),
         // The broker stops.
@@ -295,14 +235,19 @@ impl Worker {
     }
 }
 
-impl From<Parcel<Socket>> for Removal {
-    fn from(parcel: Parcel<Socket>) -> Removal {
-        Removal::Tcp(Box::new(parcel))
+impl<S: Movable> From<Parcel<S>> for Removal {
+    fn from(parcel: Parcel<S>) -> Removal {
+        Removal(Box::new(parcel))
     }
 }
 
-impl From<Parcel<TlsStream<Socket>>> for Removal {
-    fn from(parcel: Parcel<TlsStream<Socket>>) -> Removal {
-        Removal::Tls(Box::new(parcel))
+/// What a connection of any transport does on arrival.
+trait Arrive: Send {
+    fn arrive(self: Box<Self>, worker: &Rc<Worker>);
+}
+
+impl<S: Movable> Arrive for Parcel<S> {
+    fn arrive(self: Box<Self>, worker: &Rc<Worker>) {
+        unpack(worker, *self);
     }
 }

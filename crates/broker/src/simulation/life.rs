@@ -21,6 +21,7 @@ use crate::machine::shard::Shard;
 use crate::machine::slots::ConnectionId;
 use crate::machine::store::Store;
 use crate::machine::tenants::{Departure, Origin};
+use crate::transport::Protocol;
 
 pub(super) struct Life {
     pub(super) exchange: Arc<Exchange>,
@@ -84,7 +85,9 @@ impl Life {
         let origin = Origin {
             listener: "simulated".into(),
             peer: ([192, 0, 2, 1], 4711).into(),
+            protocol: Protocol::Mqtt,
             certificates: Vec::new(),
+            proxied: None,
         };
         self.shards[shard].set_time(now);
         self.shards[shard].open(origin)

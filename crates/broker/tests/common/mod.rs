@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // each test binary uses its part
 
+pub mod certificates;
+
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use broker::{
     Acknowledge, AuthStep, Broker, BrokerConfig, BrokerHandle, ConnectAttempt, Decision,
-    EnhancedAuthentication, Hooks, Identity, Limits, ListenerConfig, Refusal, Store, StoreConfig,
-    Tap, Transport,
+    EnhancedAuthentication, Hooks, Identity, Limits, ListenerConfig, Proxied, Refusal, Store,
+    StoreConfig, Tap, Transport,
 };
 use mqtt::{
     Bytes, BytesMut, ConnAck, Connect, Decoder, Disconnect, Packet, PacketId, PubAck, PubComp,
@@ -48,6 +50,8 @@ pub struct Outside {
     pub barred: Mutex<Vec<String>>,
     /// Leaf certificate of the last client, if it had one.
     pub last_certificate: Mutex<Option<Vec<u8>>>,
+    /// What the last client speaks, its address, and the proxy it came through.
+    pub last_origin: Mutex<Option<(&'static str, SocketAddr, Option<Proxied>)>>,
     /// User name and password of the last client.
     pub last_credentials: Mutex<(Option<String>, Option<Vec<u8>>)>,
     /// Who may not do what below which prefix; `*` is everybody.
@@ -58,6 +62,8 @@ impl Hooks for Outside {
     fn authenticate(&self, attempt: &ConnectAttempt<'_>) -> Result<Identity, Refusal> {
         *self.last_certificate.lock().unwrap() =
             attempt.certificates.first().map(|leaf| leaf.to_vec());
+        *self.last_origin.lock().unwrap() =
+            Some((attempt.transport, attempt.peer, attempt.proxied.cloned()));
         *self.last_credentials.lock().unwrap() = (
             attempt.username.map(str::to_owned),
             attempt.password.map(<[u8]>::to_vec),
@@ -211,12 +217,23 @@ pub fn start(transport: Transport, limits: Limits) -> Setup {
     start_on(transport, limits, Store::Memory, Arc::default())
 }
 
+/// A listener on a port of its own.
+pub fn listener(transport: Transport) -> ListenerConfig {
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    ListenerConfig::new("test", loopback, transport)
+}
+
+/// The same for a listener that is more than its transport.
+pub fn start_listener(listener: ListenerConfig, limits: Limits) -> Setup {
+    open(listener, limits, Store::Memory, Arc::default())
+}
+
 fn start_on(transport: Transport, limits: Limits, store: Store, outside: Arc<Outside>) -> Setup {
-    let mut config = BrokerConfig::new(vec![ListenerConfig {
-        name: "test".into(),
-        bind: SocketAddr::from(([127, 0, 0, 1], 0)).into(),
-        transport,
-    }]);
+    open(listener(transport), limits, store, outside)
+}
+
+fn open(listener: ListenerConfig, limits: Limits, store: Store, outside: Arc<Outside>) -> Setup {
+    let mut config = BrokerConfig::new(vec![listener]);
     config.limits = limits;
     config.workers = 2.try_into().ok();
     config.store = store;
