@@ -109,7 +109,11 @@ impl Committer {
             if sealed.rows == 0 && sealed.next == writer.next() {
                 continue;
             }
-            let committed = match writer.append(&sealed).await {
+            let appended = match self.room() {
+                Ok(()) => writer.append(&sealed).await,
+                Err(error) => Err(error),
+            };
+            let committed = match appended {
                 Ok(committed) => committed,
                 Err(error) => {
                     add(&self.counters.commit_failures, 1);
@@ -142,6 +146,25 @@ impl Committer {
             self.save(&mut writers);
         }
         Ok(())
+    }
+
+    /// Whether the disk has room for a commit. One that fails in the middle is taken back and harms
+    /// nothing, but writing what cannot be finished takes the last space from the event log.
+    fn room(&self) -> Result<(), LakeError> {
+        let stats = rustix::fs::statvfs(&self.dir).map_err(|source| LakeError::Io {
+            action: "ask how much is free in",
+            path: self.dir.clone(),
+            source: source.into(),
+        })?;
+        let free = stats.f_bavail.saturating_mul(stats.f_frsize);
+        match free < LEAST_FREE {
+            false => Ok(()),
+            true => Err(LakeError::DiskFull {
+                dir: self.dir.clone(),
+                free,
+                least: LEAST_FREE,
+            }),
+        }
     }
 
     /// Merges small files. Not part of the promise to commit: a failure is reported and the next
@@ -197,6 +220,9 @@ fn warn_of(error: &LakeError, what: &str) {
         .unwrap_or_default();
     tracing::warn!(%error, %cause, "{what}");
 }
+
+/// Free space without which no commit is begun: a file of a busy commit, and a little for the log.
+const LEAST_FREE: u64 = 16 << 20;
 
 /// Longest wait after a commit that failed. What fails for a while (a full disk) must not fill the log
 /// of the operator as well, and must be noticed soon when it is over.

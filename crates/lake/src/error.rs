@@ -28,6 +28,19 @@ pub enum LakeError {
         /// Why not.
         source: io::Error,
     },
+    /// The disk is all but full.
+    #[error(
+        "{} MiB are free where {} lies, and a commit is not begun with less than {} MiB; make room",
+        .free >> 20, .dir.display(), .least >> 20
+    )]
+    DiskFull {
+        /// The folder of the lake.
+        dir: PathBuf,
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that must be.
+        least: u64,
+    },
     /// A Delta table could not be read or written.
     #[error("cannot {action} the table {table}")]
     Table {
