@@ -20,10 +20,10 @@ PYTHON_ENV := $(CARGO_TARGET_DIR)/python
 # be reached, the tests say that they are skipped.
 CLIENTS := $(CARGO_TARGET_DIR)/clients
 
-.PHONY: help setup setup-test demo build install test test-light test-heavy simulate lint docs bench fuzz clean
+.PHONY: help setup setup-test demo build install test test-light test-heavy simulate lint docs bench bench-weather bench-connects bench-netem bench-tools fuzz clean
 
 help: ## Lists these commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 setup: ## Installs what building needs, where it is missing
 	@scripts/setup.sh build
@@ -70,6 +70,19 @@ bench: ## Measures throughput, freshness and memory; see bench/README.md
 	cargo build --locked --release -p fleet-sim --example load --example sessions
 	bench/run.py
 	bench/sessions.py
+
+bench-tools:
+	cargo build --locked --release $(HEAVY) --bin milepost
+	cargo build --locked --release -p fleet-sim --example load --example weather --example connects --example rough_road
+
+bench-weather: bench-tools ## What good clients notice while hostile ones do their worst
+	bench/weather.py $(if $(shell command -v mosquitto),--peer mosquitto)
+
+bench-connects: bench-tools ## Connects per second and memory per connection, for every transport
+	bench/connects.py
+
+bench-netem: bench-tools ## QUIC against TLS on a road with loss and delay (root)
+	bench/netem.py
 
 fuzz: ## Fuzzes the codec for FUZZ_SECONDS a target over the kept corpus
 	@scripts/fuzz.sh $(FUZZ_SECONDS)

@@ -40,6 +40,9 @@ def resident_bytes(pid):
 class Milepost:
     """A server on free ports and a fresh folder."""
 
+    # What the server is started under, and with which environment.
+    prefix, environment = [], None
+
     def __init__(self, binary, more="", listener="mqtts", scratch=None):
         self.folder = tempfile.TemporaryDirectory(prefix="milepost-bench-", dir=scratch)
         self.binary, self.listener = binary, listener
@@ -57,8 +60,8 @@ class Milepost:
         log = folder / "log"
         with log.open("w") as stderr:
             self.process = subprocess.Popen(
-                [self.binary, "serve", "--config", folder / "milepost.toml", "--data-dir", folder / "data"],
-                stderr=stderr,
+                [*self.prefix, self.binary, "serve", "--config", folder / "milepost.toml", "--data-dir", folder / "data"],
+                stderr=stderr, env=self.environment,
             )
         deadline = time.time() + 60
         while "ready\n" not in log.read_text():
@@ -69,6 +72,9 @@ class Milepost:
         self.pid = self.process.pid
         self.server = self.addresses[self.listener]
         self.api = "http://" + self.addresses["http"]
+
+    def log(self):
+        return (pathlib.Path(self.folder.name) / "log").read_text()
 
     def status(self):
         with urllib.request.urlopen(self.api + "/api/v1/status", timeout=30) as answer:
@@ -94,6 +100,9 @@ class Milepost:
 class Mosquitto:
     """The peer: plain TCP; nothing on disk unless `more` says otherwise."""
 
+    # What the server is started under, and with which environment.
+    prefix, environment = [], None
+
     def __init__(self, more="persistence false\nmax_inflight_messages 0\nmax_queued_messages 0\n"):
         self.folder = tempfile.TemporaryDirectory(prefix="mosquitto-bench-")
         # It gives up root for a user of its own, who must be able to write here.
@@ -109,7 +118,7 @@ class Mosquitto:
 
     def start(self):
         import socket
-        self.process = subprocess.Popen(["mosquitto", "-c", self.config])
+        self.process = subprocess.Popen([*self.prefix, "mosquitto", "-c", self.config], env=self.environment)
         self.pid = self.process.pid
         deadline = time.time() + 60
         while True:

@@ -5,7 +5,8 @@
 //! cargo run --release -p fleet-sim --example load -- --server localhost:8883 \
 //!     --api http://127.0.0.1:8080 --connections 1000 --duration 10s
 //! ```
-//! Over plain TCP, for a loopback listener with `anonymous = "allow-all"`: leave `--api` away.
+//! Over plain TCP, for a loopback listener with `anonymous = "allow-all"`: leave `--api` away. Over another
+//! transport: `--server quic://localhost:14567` and so on; `--api` with `--anonymous` fetches only the CA.
 //! Data goes to stdout, progress to stderr.
 
 use std::io::{IsTerminal, Write};
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Parser, ValueEnum};
-use fleet_sim::client::{Delivery, Server};
+use fleet_sim::client::{Address, Delivery, Scheme};
 use fleet_sim::load::{
     self, Identities, LoadLive, LoadOptions, LoadReport, Subscribed, Topics, Work,
 };
@@ -27,12 +28,16 @@ use tokio_util::sync::CancellationToken;
 /// Puts load on an MQTT server and counts what it acknowledges
 #[derive(Parser)]
 struct Arguments {
-    /// MQTT address, HOST:PORT
+    /// MQTT address, such as mqtts://HOST:PORT or wss://HOST:PORT/mqtt; HOST:PORT alone is mqtts with
+    /// --api, and mqtt without
     #[arg(long)]
-    server: Server,
+    server: String,
     /// HTTP API to provision vehicles through; connections are then mTLS, else plain and anonymous
     #[arg(long)]
     api: Option<String>,
+    /// Connections show no certificate; --api then only says which CA to trust
+    #[arg(long, requires = "api")]
+    anonymous: bool,
     /// Directory that keeps keys and certificates for the next time
     #[arg(long, requires = "api")]
     credentials: Option<PathBuf>,
@@ -124,9 +129,24 @@ fn options(arguments: &Arguments) -> anyhow::Result<LoadOptions> {
             count,
             prefix: arguments.prefix.clone(),
         },
+        Some(api) if arguments.anonymous => Identities::Trusting {
+            count,
+            prefix: arguments.prefix.clone(),
+            ca_pem: runtime()?.block_on(Factory::new(api)?.ca())?,
+        },
         Some(api) => Identities::Provisioned(provision(api, arguments, count)?),
     };
+    let scheme = match arguments.api {
+        None => Scheme::Mqtt,
+        Some(_) => Scheme::Mqtts,
+    };
+    let address: Address = match arguments.server.contains("://") {
+        true => arguments.server.parse()?,
+        false => format!("{}://{}", scheme.name(), arguments.server).parse()?,
+    };
     Ok(LoadOptions {
+        scheme: address.scheme,
+        path: address.path,
         version: match arguments.mqtt {
             Protocol::V311 => Version::V311,
             Protocol::V5 => Version::V5,
@@ -158,7 +178,7 @@ fn options(arguments: &Arguments) -> anyhow::Result<LoadOptions> {
         duration: arguments.duration,
         connects_at_once: arguments.connects_at_once,
         threads: arguments.threads,
-        ..LoadOptions::new(arguments.server.clone(), identities)
+        ..LoadOptions::new(address.server, identities)
     })
 }
 
@@ -176,13 +196,16 @@ fn provision(
             eprintln!("provisioned {done} of {total} vehicles");
         }
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start a runtime")?;
     let factory = Factory::new(api)?;
     let made = factory.provision(&orders, arguments.credentials.as_deref(), told);
-    Ok(runtime.block_on(made)?)
+    Ok(runtime()?.block_on(made)?)
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start a runtime")
 }
 
 /// Ctrl-C ends the load in good order; a second one ends the process.

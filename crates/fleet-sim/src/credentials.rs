@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
@@ -68,7 +69,16 @@ pub enum CredentialsError {
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A CA alone does not make a TLS configuration.
+    #[error("the CA cannot be used for TLS")]
+    Ca {
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
+
+/// Servers whose tickets a device keeps.
+const TICKETS: usize = 4;
 
 /// What `{device}.json` holds.
 #[derive(Serialize, Deserialize)]
@@ -159,6 +169,17 @@ impl Credentials {
             })
     }
 
+    /// The same with session resumption: a device that reconnects shows the ticket the server gave it
+    /// last time, and neither side signs anything.
+    ///
+    /// # Errors
+    /// [`CredentialsError::Tls`], as for [`Credentials::client_config`].
+    pub fn resuming_client_config(&self) -> Result<Arc<ClientConfig>, CredentialsError> {
+        let mut config = (*self.client_config()?).clone();
+        config.resumption = Resumption::in_memory_sessions(TICKETS);
+        Ok(Arc::new(config))
+    }
+
     fn try_client_config(
         &self,
     ) -> Result<Arc<ClientConfig>, Box<dyn std::error::Error + Send + Sync>> {
@@ -170,9 +191,27 @@ impl Credentials {
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots(&self.ca_pem)?)
             .with_client_auth_cert(chain, key)?;
-        config.resumption = rustls::client::Resumption::disabled();
+        config.resumption = Resumption::disabled();
         Ok(Arc::new(config))
     }
+}
+
+/// The TLS configuration of a client without a certificate: the server is checked against this CA, TLS
+/// 1.2 or 1.3, without session resumption.
+///
+/// # Errors
+/// [`CredentialsError::Ca`] if the PEM text is broken or has no certificate.
+pub fn anonymous_client_config(ca_pem: &str) -> Result<Arc<ClientConfig>, CredentialsError> {
+    let make = || -> Result<_, Box<dyn std::error::Error + Send + Sync>> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots(ca_pem)?)
+            .with_no_client_auth();
+        config.resumption = Resumption::disabled();
+        Ok(Arc::new(config))
+    };
+    make().map_err(|source| CredentialsError::Ca { source })
 }
 
 fn roots(ca_pem: &str) -> Result<RootCertStore, Box<dyn std::error::Error + Send + Sync>> {

@@ -8,6 +8,7 @@
 //! synthetic ── Message ──────┼── fleet (many vehicles) ──┐
 //! recording ── Message ──────┴── simulate (as the CLI) ──┴── client ── MQTT ── server
 //!                                load (bytes as fast as they go) ──────── MQTT ── server
+//!                                weather (hostile clients beside good ones) ───── server
 //! ```
 
 pub mod client;
@@ -23,8 +24,9 @@ pub mod recording;
 pub mod simulate;
 mod speaker;
 pub mod synthetic;
+pub mod weather;
 
-pub use credentials::{Credentials, CredentialsError};
+pub use credentials::{Credentials, CredentialsError, anonymous_client_config};
 pub use dice::Dice;
 pub use histogram::Histogram;
 pub use open_files::{OpenFilesError, allow_open_files};

@@ -14,12 +14,13 @@ use mqtt::{
     Attempt, ConnAck, Connect, Decoder, Disconnect, Packet, PubAck, PubComp, PubRec, Publish, QoS,
     ReasonCode, Subscribe, SubscribeProperties, Subscription, Version,
 };
+use rustls::HandshakeKind;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::session::{Acknowledged, Message, Received, Session};
-use super::transport::{self, Wire};
+use super::transport::{self, Connected, Wire};
 use super::{
     ClientCounters, ClientError, ClientEvent, ClientOptions, Command, Delivery, INCOMING,
     Reconnect, SessionStart,
@@ -59,6 +60,8 @@ pub(crate) struct Accepted {
     /// What came after the CONNACK.
     pub(crate) inbox: BytesMut,
     pub(crate) hello: Box<ConnAck>,
+    /// Full or resumed, where that is known.
+    pub(crate) handshake: Option<HandshakeKind>,
 }
 
 /// The changing parts of a connection.
@@ -165,6 +168,7 @@ impl Life {
             mut decoder,
             mut inbox,
             hello,
+            ..
         } = accepted;
         let (mut reader, mut writer) = tokio::io::split(wire);
         let mut serving = self.greet(&hello)?;
@@ -495,7 +499,10 @@ impl Life {
 
 /// Connects, says CONNECT and waits for a CONNACK that accepts.
 pub(crate) async fn handshake(options: &ClientOptions) -> Result<Accepted, ClientError> {
-    let mut wire = transport::connect(&options.server, &options.transport).await?;
+    let Connected {
+        mut wire,
+        handshake,
+    } = transport::connect(&options.server, &options.transport).await?;
     let mut out = BytesMut::new();
     let greeting = Packet::Connect(Box::new(greeting(options)));
     mqtt::encode(&greeting, options.version, &mut out)?;
@@ -512,6 +519,7 @@ pub(crate) async fn handshake(options: &ClientOptions) -> Result<Accepted, Clien
                     decoder,
                     inbox,
                     hello,
+                    handshake,
                 });
             }
             Some(Packet::ConnAck(hello)) => {

@@ -7,13 +7,17 @@
 //! and says how many are open. With QoS 2 and a session that the server keeps
 //! ([`SessionStart::Resume`]) it is delivered exactly once.
 //!
-//! MQTT 3.1.1 and 5, QoS 0 to 2, over TCP and TLS. The client's half of a session lives as long as
+//! MQTT 3.1.1 and 5, QoS 0 to 2, over TCP, TLS, WebSocket and QUIC. The client's half of a session lives as long as
 //! the [`Client`], over all its connections, and not on disk: a virtual vehicle that dies is started
 //! anew.
 
+mod address;
 pub(crate) mod connection;
+mod quic;
 mod session;
 pub(crate) mod transport;
+#[cfg(feature = "web-socket")]
+mod web_socket;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -31,6 +35,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+pub use address::{Address, AddressError, Scheme};
+pub use quic::{Quic, QuicError, QuicSocket};
 use session::Message;
 pub use transport::{Server, ServerError, Transport};
 
@@ -185,6 +191,24 @@ pub enum ClientError {
         server: Server,
         /// Why not.
         source: std::io::Error,
+    },
+    /// There is no MQTT behind a WebSocket there.
+    #[error(
+        "no WebSocket for MQTT at {server}; is this a `ws` or `wss` listener, and is the path right?"
+    )]
+    WebSocket {
+        /// Where to.
+        server: Server,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// QUIC failed.
+    #[error("no QUIC connection to {server}; is this a `quic` listener (UDP), and of this fleet?")]
+    Quic {
+        /// Where to.
+        server: Server,
+        /// Why not.
+        source: QuicError,
     },
     /// The server said no to the connection.
     #[error("{server} refused the connection: {reason}{}", in_words(.text))]

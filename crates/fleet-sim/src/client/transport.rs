@@ -1,17 +1,21 @@
-//! Transport: from an address to a stream of bytes, plain or TLS.
+//! Transport: from an address to a stream of bytes, over TCP, TLS, WebSocket or QUIC.
 
 use std::fmt;
 use std::io;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, HandshakeKind};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::ClientError;
+use super::quic::Quic;
+#[cfg(feature = "web-socket")]
+use super::web_socket::WebSocket;
 
 /// Host and port of a server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -94,43 +98,136 @@ pub enum Transport {
     Tcp,
     /// TLS; the configuration says whom to trust and who we are.
     Tls(Arc<ClientConfig>),
+    /// WebSocket over plain TCP.
+    WebSocket {
+        /// Path of the request, such as `/mqtt`.
+        path: Arc<str>,
+    },
+    /// WebSocket over TLS. [`Transport::secure_web_socket`] makes one.
+    SecureWebSocket {
+        /// Whom to trust and who we are.
+        tls: Arc<ClientConfig>,
+        /// Path of the request, such as `/mqtt`.
+        path: Arc<str>,
+    },
+    /// The first stream of a QUIC connection.
+    Quic(Quic),
 }
 
-/// A connected stream of either kind.
+impl Transport {
+    /// WebSocket over TLS, which says `http/1.1` in ALPN: a port may serve MQTT as well.
+    pub fn secure_web_socket(tls: &ClientConfig, path: impl Into<Arc<str>>) -> Self {
+        let mut tls = tls.clone();
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Self::SecureWebSocket {
+            tls: Arc::new(tls),
+            path: path.into(),
+        }
+    }
+}
+
+/// A connected stream of any kind.
 pub(crate) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+/// A stream, and how it came about.
+pub(crate) struct Connected {
+    pub(crate) wire: Box<dyn Wire>,
+    /// Whether TLS was shortened by resumption; over TCP and QUIC it is not known.
+    pub(crate) handshake: Option<HandshakeKind>,
+}
+
+impl Connected {
+    fn plain(wire: impl Wire + 'static) -> Self {
+        Self {
+            wire: Box::new(wire),
+            handshake: None,
+        }
+    }
+}
 
 /// Connects.
 pub(crate) async fn connect(
     server: &Server,
     transport: &Transport,
-) -> Result<Box<dyn Wire>, ClientError> {
-    let unreachable = |source| ClientError::Unreachable {
-        server: server.clone(),
-        source,
-    };
-    let tcp = TcpStream::connect((server.host(), server.port()))
-        .await
-        .map_err(unreachable)?;
-    // Small messages, each waited for: delaying them to fill segments would only add latency.
-    tcp.set_nodelay(true).map_err(unreachable)?;
+) -> Result<Connected, ClientError> {
     match transport {
-        Transport::Tcp => Ok(Box::new(tcp)),
+        Transport::Tcp => Ok(Connected::plain(tcp(server).await?)),
         Transport::Tls(config) => {
-            let tls_failed = |source| ClientError::Tls {
+            let stream = tls(server, config).await?;
+            Ok(Connected {
+                handshake: stream.get_ref().1.handshake_kind(),
+                wire: Box::new(stream),
+            })
+        }
+        #[cfg(feature = "web-socket")]
+        Transport::WebSocket { path } => {
+            let stream = tcp(server).await?;
+            let socket = Box::pin(WebSocket::open(stream, server, path)).await;
+            Ok(Connected::plain(socket.map_err(no_upgrade(server))?))
+        }
+        #[cfg(feature = "web-socket")]
+        Transport::SecureWebSocket { tls: config, path } => {
+            let stream = tls(server, config).await?;
+            let handshake = stream.get_ref().1.handshake_kind();
+            let socket = Box::pin(WebSocket::open(stream, server, path)).await;
+            Ok(Connected {
+                wire: Box::new(socket.map_err(no_upgrade(server))?),
+                handshake,
+            })
+        }
+        #[cfg(not(feature = "web-socket"))]
+        Transport::WebSocket { .. } | Transport::SecureWebSocket { .. } => {
+            Err(no_upgrade(server)(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "this program was built without the feature `web-socket`",
+            )))
+        }
+        Transport::Quic(quic) => {
+            let stream = Box::pin(quic.connect(server)).await;
+            let failed = |source| ClientError::Quic {
                 server: server.clone(),
                 source,
             };
-            let name = server.name().map_err(tls_failed)?;
-            let connector = TlsConnector::from(Arc::clone(config));
-            // Boxed: the handshake's state is large, and thousands may wait at once.
-            let stream = Box::pin(connector.connect(name, tcp))
-                .await
-                .map_err(tls_failed)?;
-            Ok(Box::new(stream))
+            Ok(Connected::plain(stream.map_err(failed)?))
         }
     }
+}
+
+async fn tcp(server: &Server) -> Result<TcpStream, ClientError> {
+    let connected = async {
+        let tcp = TcpStream::connect((server.host(), server.port())).await?;
+        // Small messages, each waited for: delaying them to fill segments would only add latency.
+        tcp.set_nodelay(true)?;
+        Ok(tcp)
+    };
+    connected.await.map_err(|source| ClientError::Unreachable {
+        server: server.clone(),
+        source,
+    })
+}
+
+async fn tls(
+    server: &Server,
+    config: &Arc<ClientConfig>,
+) -> Result<TlsStream<TcpStream>, ClientError> {
+    let tls_failed = |source| ClientError::Tls {
+        server: server.clone(),
+        source,
+    };
+    let tcp = tcp(server).await?;
+    let name = server.name().map_err(tls_failed)?;
+    let connector = TlsConnector::from(Arc::clone(config));
+    // Boxed: the handshake's state is large, and thousands may wait at once.
+    Box::pin(connector.connect(name, tcp))
+        .await
+        .map_err(tls_failed)
+}
+
+fn no_upgrade(server: &Server) -> impl FnOnce(io::Error) -> ClientError {
+    let server = server.clone();
+    |source| ClientError::WebSocket { server, source }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@
 //! always holds the answers.
 
 mod connection;
+pub mod connects;
 pub mod sessions;
 mod template;
 
@@ -31,8 +32,11 @@ use tokio::task::LocalSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::client::{ClientError, ClientOptions, Delivery, Server, Transport};
-use crate::credentials::{Credentials, CredentialsError};
+use crate::client::{
+    Address, AddressError, ClientError, ClientOptions, Delivery, QuicSocket, Scheme, Server,
+    Transport,
+};
+use crate::credentials::{Credentials, CredentialsError, anonymous_client_config};
 use crate::histogram::Histogram;
 use crate::open_files::{OpenFilesError, allow_open_files};
 
@@ -42,7 +46,7 @@ pub use template::MOST_PAYLOAD;
 /// Who connects.
 #[derive(Debug, Clone)]
 pub enum Identities {
-    /// Over TCP without proof; client id and vehicle id are `{prefix}-00001` and so on. For
+    /// Without proof and encryption; client id and vehicle id are `{prefix}-00001` and so on. For
     /// loopback listeners with `anonymous = "allow-all"`.
     Anonymous {
         /// How many.
@@ -50,7 +54,16 @@ pub enum Identities {
         /// What their names begin with.
         prefix: String,
     },
-    /// Over mTLS, each as its device.
+    /// Without proof but encrypted: they check the server, which asks them for no certificate.
+    Trusting {
+        /// How many.
+        count: usize,
+        /// What their names begin with.
+        prefix: String,
+        /// The CA of the server, PEM.
+        ca_pem: String,
+    },
+    /// With a certificate, each as its device.
     Provisioned(Vec<Credentials>),
 }
 
@@ -58,8 +71,22 @@ impl Identities {
     /// How many there are.
     pub fn count(&self) -> usize {
         match self {
-            Self::Anonymous { count, .. } => *count,
+            Self::Anonymous { count, .. } | Self::Trusting { count, .. } => *count,
             Self::Provisioned(credentials) => credentials.len(),
+        }
+    }
+
+    /// Client id and vehicle of number `index` from 0.
+    fn names(&self, index: usize) -> (String, String) {
+        match self {
+            Self::Anonymous { prefix, .. } | Self::Trusting { prefix, .. } => {
+                let id = Self::anonymous_id(prefix, index);
+                (id.clone(), id)
+            }
+            Self::Provisioned(credentials) => {
+                let device = &credentials[index];
+                (device.device_id.clone(), device.vehicle_id.clone())
+            }
         }
     }
 
@@ -120,6 +147,10 @@ pub enum Subscribed {
 pub struct LoadOptions {
     /// Where to.
     pub server: Server,
+    /// Over what.
+    pub scheme: Scheme,
+    /// Path of WebSockets; `/mqtt` without.
+    pub path: Option<Arc<str>>,
     /// Who.
     pub identities: Identities,
     /// Which MQTT.
@@ -139,10 +170,16 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// 200-byte messages at QoS 1, 16 in flight per connection, as fast as possible for 10 s.
+    /// 200-byte messages at QoS 1, 16 in flight per connection, as fast as possible for 10 s; over TCP
+    /// or TLS, as the identities need.
     pub fn new(server: Server, identities: Identities) -> Self {
         Self {
             server,
+            scheme: match identities {
+                Identities::Anonymous { .. } => Scheme::Mqtt,
+                Identities::Trusting { .. } | Identities::Provisioned(_) => Scheme::Mqtts,
+            },
+            path: None,
             identities,
             version: Version::V5,
             work: Work::Publish {
@@ -177,6 +214,9 @@ pub enum LoadError {
     /// Credentials that cannot be used.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+    /// An address that cannot be used like this.
+    #[error(transparent)]
+    Address(#[from] AddressError),
     /// A message that cannot be said.
     #[error("cannot encode the message")]
     Encode(#[from] mqtt::EncodeError),
@@ -349,9 +389,9 @@ pub fn run(
 ) -> Result<LoadReport, LoadError> {
     check(options)?;
     allow_open_files(options.identities.count())?;
-    let clients = clients(options)?;
-    let count = clients.len();
+    let count = options.identities.count();
     let threads = options.threads.clamp(1, count);
+    let clients = clients(options, threads)?;
     // Everybody on every thread, connected or not, before the first message.
     let together = Arc::new(Barrier::new(count));
     let mut shares: Vec<Vec<(usize, ClientOptions, String)>> = vec![Vec::new(); threads];
@@ -443,35 +483,94 @@ fn check(options: &LoadOptions) -> Result<(), LoadError> {
     Ok(())
 }
 
+/// Whether a client that connects again may shorten the handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resumption {
+    /// Every handshake is a full one.
+    No,
+    /// With the ticket of the last one.
+    Yes,
+}
+
+/// Connections over one UDP socket of the generator: few enough for its buffers to hold their bursts.
+const PER_SOCKET: usize = 512;
+
 /// How each identity connects, with its vehicle.
-fn clients(options: &LoadOptions) -> Result<Vec<(ClientOptions, String)>, LoadError> {
-    let client = |transport, id: &str| ClientOptions {
-        version: options.version,
-        keep_alive: match options.work {
-            Work::Publish { .. } => Duration::ZERO,
-            Work::Idle { .. } => options.keep_alive,
-        },
-        connect_timeout: Duration::from_secs(60),
-        ..ClientOptions::new(options.server.clone(), transport, id)
+fn clients(
+    options: &LoadOptions,
+    threads: usize,
+) -> Result<Vec<(ClientOptions, String)>, LoadError> {
+    let address = Address {
+        scheme: options.scheme,
+        server: options.server.clone(),
+        path: options.path.clone(),
     };
-    match &options.identities {
-        Identities::Anonymous { count, prefix } => Ok((0..*count)
-            .map(|index| {
-                let id = Identities::anonymous_id(prefix, index);
-                (client(Transport::Tcp, &id), id)
-            })
-            .collect()),
+    let transports = transports(&address, &options.identities, Resumption::No, threads)?;
+    let names = (0..options.identities.count()).map(|index| options.identities.names(index));
+    Ok(names
+        .zip(transports)
+        .map(|((client_id, vehicle), transport)| {
+            let client = ClientOptions {
+                version: options.version,
+                keep_alive: match options.work {
+                    Work::Publish { .. } => Duration::ZERO,
+                    Work::Idle { .. } => options.keep_alive,
+                },
+                connect_timeout: Duration::from_secs(60),
+                ..ClientOptions::new(options.server.clone(), transport, client_id)
+            };
+            (client, vehicle)
+        })
+        .collect())
+}
+
+/// How each identity gets there, if number `i` is driven by thread `i % threads`.
+fn transports(
+    address: &Address,
+    identities: &Identities,
+    resumption: Resumption,
+    threads: usize,
+) -> Result<Vec<Transport>, LoadError> {
+    let all = match identities {
+        Identities::Anonymous { count, .. } => vec![address.transport(None)?; *count],
+        Identities::Trusting { count, ca_pem, .. } => {
+            let tls = anonymous_client_config(ca_pem)?;
+            match resumption {
+                Resumption::No => vec![address.transport(Some(tls))?; *count],
+                // Tickets are not shared between cars.
+                Resumption::Yes => (0..*count)
+                    .map(|_| {
+                        let mut own = (*tls).clone();
+                        own.resumption = rustls::client::Resumption::in_memory_sessions(4);
+                        address.transport(Some(Arc::new(own)))
+                    })
+                    .collect::<Result<_, _>>()?,
+            }
+        }
         Identities::Provisioned(credentials) => credentials
             .iter()
             .map(|credentials| {
-                let transport = Transport::Tls(credentials.client_config()?);
-                Ok((
-                    client(transport, &credentials.device_id),
-                    credentials.vehicle_id.clone(),
-                ))
+                let tls = match resumption {
+                    Resumption::No => credentials.client_config()?,
+                    Resumption::Yes => credentials.resuming_client_config()?,
+                };
+                Ok::<_, LoadError>(address.transport(Some(tls))?)
             })
-            .collect(),
-    }
+            .collect::<Result<_, _>>()?,
+    };
+    // A socket belongs to one runtime, and so to one thread.
+    let mut sockets = vec![QuicSocket::default(); threads];
+    let shared = all.into_iter().enumerate().map(|(index, transport)| {
+        let Transport::Quic(quic) = transport else {
+            return transport;
+        };
+        let socket = &mut sockets[index % threads];
+        if (index / threads).is_multiple_of(PER_SOCKET) {
+            *socket = QuicSocket::default();
+        }
+        Transport::Quic(quic.over(socket.clone()))
+    });
+    Ok(shared.collect())
 }
 
 /// One thread of the generator.

@@ -63,6 +63,8 @@ pub enum Seen {
     Ping,
     Disconnect,
     Closed,
+    /// Closed, and the client had another address than at first.
+    Moved,
 }
 
 pub struct Broker {
@@ -78,6 +80,64 @@ impl Broker {
     /// Demands certificates of `ca`.
     pub async fn start_tls(script: Script, ca: &TestCa) -> Self {
         Self::serve(script, Some(ca.server_config())).await
+    }
+
+    /// WebSocket on any path, in frames of at most `frame` bytes, over TLS if there is a CA.
+    pub async fn start_web_socket(script: Script, frame: usize, ca: Option<&TestCa>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (tell, seen) = mpsc::unbounded_channel();
+        let tls = ca.map(|ca| tokio_rustls::TlsAcceptor::from(ca.server_config()));
+        tokio::spawn(async move {
+            for number in 0.. {
+                let Ok((socket, _)) = listener.accept().await else {
+                    return;
+                };
+                let (script, tell, tls) = (script.clone(), tell.clone(), tls.clone());
+                tokio::spawn(async move {
+                    match tls {
+                        None => web_socket(socket, frame, script, number, &tell).await,
+                        Some(acceptor) => {
+                            if let Ok(stream) = acceptor.accept(socket).await {
+                                web_socket(stream, frame, script, number, &tell).await;
+                            }
+                        }
+                    }
+                    let _ = tell.send(Seen::Closed);
+                });
+            }
+        });
+        Self { address, seen }
+    }
+
+    /// The first stream of each QUIC connection; tells the address of a client that moved.
+    pub async fn start_quic(script: Script, ca: &TestCa) -> Self {
+        let mut tls = (*ca.server_config()).clone();
+        tls.alpn_protocols = vec![b"mqtt".to_vec()];
+        let tls = quinn::crypto::rustls::QuicServerConfig::try_from(tls).unwrap();
+        let config = quinn::ServerConfig::with_crypto(Arc::new(tls));
+        let endpoint = quinn::Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = endpoint.local_addr().unwrap();
+        let (tell, seen) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let mut number = 0;
+            while let Some(incoming) = endpoint.accept().await {
+                let (script, tell) = (script.clone(), tell.clone());
+                tokio::spawn(async move {
+                    if let Ok(connection) = incoming.await
+                        && let Ok((send, receive)) = connection.accept_bi().await
+                    {
+                        let stream = tokio::io::join(receive, send);
+                        let from = connection.remote_address();
+                        converse(stream, script, number, &tell).await;
+                        let moved = connection.remote_address() != from;
+                        let _ = tell.send(if moved { Seen::Moved } else { Seen::Closed });
+                    }
+                });
+                number += 1;
+            }
+        });
+        Self { address, seen }
     }
 
     async fn serve(script: Script, tls: Option<Arc<rustls::ServerConfig>>) -> Self {
@@ -128,6 +188,56 @@ impl Broker {
             }
         }
     }
+}
+
+/// Speaks through a pipe, so that frames and packets have nothing to do with each other.
+async fn web_socket<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    frame: usize,
+    script: Script,
+    number: usize,
+    tell: &mpsc::UnboundedSender<Seen>,
+) {
+    use futures::{SinkExt as _, StreamExt as _};
+    use reqwest::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
+    use tokio_websockets::Message;
+
+    let builder = tokio_websockets::ServerBuilder::new()
+        .add_header(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("mqtt"))
+        .unwrap();
+    let Ok((request, mut frames)) = builder.accept(stream).await else {
+        return;
+    };
+    assert_eq!(request.headers()[SEC_WEBSOCKET_PROTOCOL], "mqtt");
+    let (ours, mut pipe) = tokio::io::duplex(64 * 1024);
+    let forward = async move {
+        frames.send(Message::ping("are you there?")).await.unwrap();
+        let mut buffer = vec![0; frame];
+        loop {
+            tokio::select! {
+                message = frames.next() => match message {
+                    Some(Ok(message)) if message.is_binary() => {
+                        pipe.write_all(message.as_payload()).await.unwrap();
+                    }
+                    Some(Ok(message)) => assert!(!message.is_text()),
+                    _ => return,
+                },
+                read = pipe.read(&mut buffer) => match read {
+                    Ok(0) | Err(_) => {
+                        let _ = frames.close().await;
+                        return;
+                    }
+                    Ok(count) => {
+                        let message = Message::binary(buffer[..count].to_vec());
+                        if frames.send(message).await.is_err() {
+                            return;
+                        }
+                    }
+                },
+            }
+        }
+    };
+    tokio::join!(converse(ours, script, number, tell), forward);
 }
 
 async fn converse(

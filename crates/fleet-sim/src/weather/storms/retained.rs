@@ -1,0 +1,93 @@
+//! Retained: half a million retained messages, and clients that subscribe to all of them at once.
+
+use bytes::BytesMut;
+use mqtt::{PacketId, Publish, Version};
+
+use super::prelude::*;
+
+const MESSAGES: usize = 500_000;
+const CLIENTS: usize = 10;
+const PAYLOAD: usize = 50;
+/// In flight while they are loaded.
+const BATCH: usize = 500;
+
+pub(in crate::weather) async fn blow(scene: &Scene) -> Result<String, StormError> {
+    let messages = scene.share(MESSAGES);
+    load(scene, messages).await?;
+    scene.prepared().await;
+    let count = scene.share(CLIENTS);
+    let received = crowd(count, |number| async move {
+        let mut received = 0;
+        while !scene.is_over() {
+            let visit = async {
+                let tcp = scene.plain(Receives::Usual).await?;
+                let mut visitor = Visitor::arrive(tcp, &format!("retained-{number}")).await?;
+                let all = ["weather/retained/#".to_owned()];
+                for code in visitor.subscribe(&all, QoS::AtMostOnce).await? {
+                    if code.is_error() {
+                        scene.tally.count(format!("SUBACK {}", Code(code)));
+                    }
+                }
+                let mut left = messages;
+                while left > 0 {
+                    if let Packet::Publish(_) = visitor.answer().await? {
+                        received += 1;
+                        left -= 1;
+                    }
+                }
+                visitor.leave().await;
+                Ok::<_, Turned>(())
+            };
+            match scene.while_it_lasts(visit).await {
+                None => {}
+                Some(Ok(())) => scene.tally.count("all received"),
+                Some(Err(turned)) => {
+                    scene.tally.count(turned);
+                    sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+        received
+    })
+    .await;
+    Ok(format!(
+        "{received} messages to {count} clients that subscribe to {messages} retained ones"
+    ))
+}
+
+async fn load(scene: &Scene, messages: usize) -> Result<(), StormError> {
+    let tcp = scene.plain(Receives::Usual).await?;
+    let mut loader = Visitor::arrive(tcp, "retained-loader").await?;
+    let batch = BATCH.min(loader.receive_maximum.into());
+    let mut bytes = BytesMut::new();
+    for first in (0..messages).step_by(batch) {
+        let last = (first + batch).min(messages);
+        bytes.clear();
+        for number in first..last {
+            let publish = Publish {
+                qos: QoS::AtLeastOnce,
+                retain: true,
+                packet_id: PacketId::new((number - first + 1) as u16),
+                topic: format!("weather/retained/{}/{number}", number % 1_000).into(),
+                payload: vec![b'r'; PAYLOAD].into(),
+                ..Publish::default()
+            };
+            mqtt::encode(&publish.into(), Version::V5, &mut bytes).map_err(Turned::from)?;
+        }
+        loader.spit(&bytes);
+        loader.flush().await?;
+        let mut open = last - first;
+        while open > 0 {
+            if let Packet::PubAck(answer) = loader.answer().await? {
+                if answer.reason.is_error() {
+                    return Err(StormError::Unwelcome {
+                        answer: format!("PUBACK {} for a retained message", Code(answer.reason)),
+                    });
+                }
+                open -= 1;
+            }
+        }
+    }
+    loader.leave().await;
+    Ok(())
+}
