@@ -19,6 +19,7 @@ use mqtt::{Publish, ReasonCode};
 use rustls::pki_types::CertificateDer;
 
 use crate::acknowledge::Acknowledge;
+use crate::presence::Presence;
 use crate::proxy::Proxied;
 
 /// The outside of the broker. One implementation serves all listeners.
@@ -71,6 +72,13 @@ pub trait Hooks: Send + Sync + 'static {
         None
     }
 
+    /// A client came, went, subscribed or unsubscribed; see [`Presence`] for what is told and in which
+    /// order. For whoever keeps a record of it: what there is to be done is put into a queue, bounded,
+    /// and done elsewhere. Must not call the broker: it may be in the middle of something.
+    fn presence(&self, event: &Presence<'_>) {
+        let _ = event;
+    }
+
     /// Offers a copy of a message that passed [`may_publish`](Hooks::may_publish).
     ///
     /// `publish` is as the client sent it, topic alias resolved. `received_us` is the wall clock
@@ -118,6 +126,8 @@ pub struct Identity {
     /// The authenticated subject (a device id); what
     /// [`disconnect_principal`](crate::BrokerHandle::disconnect_principal) names.
     pub principal: Arc<str>,
+    /// What the principal belongs to (a vehicle): named in logs, and to find its clients by.
+    pub group: Option<Arc<str>>,
     /// Whatever the hooks want to find again in later calls.
     pub context: Arc<dyn Any + Send + Sync>,
     /// What a client that asks for response information is told: the topic below which it may have
@@ -131,9 +141,17 @@ impl Identity {
         Identity {
             client_id: client_id.into(),
             principal: principal.into(),
+            group: None,
             context: Arc::new(()),
             response_information: None,
         }
+    }
+
+    /// The same identity as part of a group.
+    #[must_use]
+    pub fn with_group(mut self, group: impl Into<Arc<str>>) -> Identity {
+        self.group = Some(group.into());
+        self
     }
 
     /// The same identity, to be told where answers to it go.
@@ -156,6 +174,7 @@ impl fmt::Debug for Identity {
         f.debug_struct("Identity")
             .field("client_id", &self.client_id)
             .field("principal", &self.principal)
+            .field("group", &self.group)
             .finish_non_exhaustive()
     }
 }

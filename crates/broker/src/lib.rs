@@ -16,6 +16,11 @@
 //! A *transient* session ends with its connection. A *stored* one outlives it, and with
 //! [`Store::Directory`] the broker too: every change of it is in the journal before anybody is told.
 //!
+//! # What an operator sees
+//! [`BrokerHandle::clients`] and [`BrokerHandle::client`] ask the workers, [`BrokerHandle::trace`]
+//! follows clients packet by packet, and [`Hooks::presence`] is told who comes and goes. None of it
+//! costs anything per message while nobody looks.
+//!
 //! # What is bounded
 //! Everything, by [`Limits`]. A receiver that does not keep up loses QoS 0 messages (counted); when its
 //! queue of QoS 1 and 2 is full, it is disconnected if its session is transient, and
@@ -23,9 +28,11 @@
 
 mod acknowledge;
 mod address_range;
+mod clients;
 mod hooks;
 mod limits;
 mod machine;
+mod presence;
 #[doc(hidden)]
 pub mod proxy;
 mod recovery;
@@ -33,26 +40,38 @@ mod shell;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulation;
 mod stats;
+mod trace;
 mod transport;
 
 pub use acknowledge::Acknowledge;
 pub use address_range::{AddressRange, AddressRangeError};
+pub use clients::{
+    ClientDetail, ClientPage, ClientQuery, ClientSummary, ConnectionDetail, ConnectionSummary,
+    MAX_CLIENTS_PER_PAGE, MAX_SUBSCRIPTIONS_SHOWN, Purged, SessionDetail, SubscriptionDetail,
+    WillDetail,
+};
 pub use hooks::{
     AuthStep, ConnectAttempt, Decision, EnhancedAuthentication, Hooks, Identity, Refusal, Tap,
 };
 pub use journal::Durability;
 pub use limits::{Limits, Overflow, Retain};
 pub use machine::share::ShareStrategy;
-pub use mqtt::{Publish, ReasonCode};
+pub use mqtt::{Publish, QoS, ReasonCode, Version};
+pub use presence::{DisconnectedBy, FILTERS_PER_EVENT, Presence, PresenceEvent, Traffic};
 pub use proxy::Proxied;
 pub use recovery::Recovery;
 pub use shell::broker::{
     Bound, Broker, BrokerConfig, BrokerHandle, ShutdownOutcome, ShutdownReport, StartError, Store,
     StoreConfig,
 };
+pub use shell::operator::Trace;
 pub use shell::store::StoreError;
 pub use shell::web::{WebConnection, WebIo};
 pub use stats::{Stats, StoreStats};
+pub use trace::{
+    Direction, MAX_TRACE_CAPACITY, MAX_TRACE_PAYLOAD, MAX_TRACED, MAX_TRACES, TraceError,
+    TraceEvent, TraceFilter, TraceOptions, TracePayload,
+};
 pub use transport::{
     Bind, ClientCertificate, ListenerConfig, Proxies, Tls, TlsSettings, Transport, Web, WebService,
     WebSocket,

@@ -130,6 +130,12 @@ pub(crate) enum EndedBy {
     Refusal,
     /// The transport is gone.
     Network,
+    /// The broker closes it because an operator wants it.
+    Operator,
+    /// The broker closes it because its principal lost access.
+    Access,
+    /// The broker closes it because it authenticated again, in vain.
+    Authentication,
 }
 
 /// Whether the next packet may be handed in.
@@ -179,6 +185,26 @@ impl Connection {
     /// The method of the enhanced authentication it began with.
     pub(crate) fn auth_method(&self) -> Option<&Utf8> {
         self.auth_method.as_ref()
+    }
+
+    /// The agreed keep-alive in seconds, 0 for none.
+    pub(crate) fn keep_alive(&self) -> u16 {
+        // Made of as many seconds.
+        self.patience.map_or(0, |patience| (patience / 1500) as u16)
+    }
+
+    /// Whether CONNACK, which waits, says that an earlier session is taken up.
+    pub(crate) fn takes_up_session(&self) -> bool {
+        match &self.phase {
+            Phase::Joining { answer, .. } => answer.session_present,
+            _ => false,
+        }
+    }
+
+    /// What an alias of the client stands for.
+    pub(crate) fn topic_of(&self, alias: u16) -> Option<&str> {
+        let place = usize::from(alias).checked_sub(1)?;
+        self.aliases.get(place)?.as_deref()
     }
 
     pub(crate) fn is_identifying(&self) -> bool {
@@ -352,6 +378,17 @@ impl Connection {
         detail: impl Into<Cow<'static, str>>,
         out: &mut Vec<Output>,
     ) {
+        self.close_by(EndedBy::Broker, reason, detail, out);
+    }
+
+    /// The same, because somebody wants it.
+    pub(crate) fn close_by(
+        &mut self,
+        by: EndedBy,
+        reason: ReasonCode,
+        detail: impl Into<Cow<'static, str>>,
+        out: &mut Vec<Output>,
+    ) {
         match self.phase {
             Phase::Ended => {}
             Phase::Opening { .. } => self.end_refused(reason, detail, out),
@@ -375,14 +412,7 @@ impl Connection {
                     }
                     out.push(Output::Send(last.into()));
                 }
-                self.end(
-                    reason,
-                    EndedBy::Broker,
-                    detail.into(),
-                    WillFate::Due,
-                    None,
-                    out,
-                );
+                self.end(reason, by, detail.into(), WillFate::Due, None, out);
             }
         }
     }

@@ -22,6 +22,7 @@ use super::message::{Message, Trash};
 use super::planted::planted;
 use super::registry::Registry;
 use super::retained::Retained;
+use super::sequence::Sequence;
 use super::share::Group;
 use super::slots::SessionId;
 use super::store::Store;
@@ -60,6 +61,10 @@ pub(crate) struct Exchange {
     assigned: AtomicU64,
     /// The next record id.
     records: AtomicU64,
+    /// Of presence events.
+    pub(crate) sequence: Sequence,
+    /// Traces that are running.
+    pub(crate) traces: AtomicUsize,
     /// A defect to be found by the simulation.
     #[cfg(any(test, feature = "simulation"))]
     pub(crate) fault: Option<crate::simulation::Fault>,
@@ -155,6 +160,8 @@ impl Exchange {
             started_us: now.wall_us,
             assigned: AtomicU64::new(1),
             records: AtomicU64::new(1),
+            sequence: Sequence::starting_at(now.wall_us),
+            traces: AtomicUsize::new(0),
             #[cfg(any(test, feature = "simulation"))]
             fault: None,
         }

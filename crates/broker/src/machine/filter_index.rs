@@ -93,6 +93,15 @@ impl FilterIndex {
         }
     }
 
+    /// The subscription of one session on `filter`.
+    pub(crate) fn get(&self, filter: &str, who: SessionId) -> Option<Subscriber> {
+        let set = match has_wildcards(filter) {
+            true => self.wild.get(filter),
+            false => self.exact.get(filter),
+        };
+        set?.get(who)
+    }
+
     /// Removes a subscription; says whether it existed.
     pub(crate) fn unsubscribe(&mut self, filter: &str, who: SessionId) -> bool {
         let removed = if has_wildcards(filter) {
@@ -215,6 +224,20 @@ impl Default for Trie {
 }
 
 impl Trie {
+    /// The set of subscribers for `filter`, if there is one.
+    fn get(&self, filter: &str) -> Option<&Subscribers> {
+        let mut at = ROOT;
+        for level in filter.split('/') {
+            let node = &self.nodes[at as usize];
+            at = match level {
+                "#" => return Some(&node.below),
+                "+" => node.plus?,
+                name => *node.children.get(name)?,
+            };
+        }
+        Some(&self.nodes[at as usize].here)
+    }
+
     /// The set of subscribers for `filter`, made if need be.
     fn place(&mut self, filter: &str) -> &mut Subscribers {
         let mut at = ROOT;

@@ -11,6 +11,7 @@
 //! delivery      to which session or shared subscription, of which message, how far it got
 //! inbound       a QoS 2 packet id a session's client has used and not released
 //! retained      the message retained for its topic
+//! sequence      how far the numbers of presence events may have got
 //! ```
 
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub(crate) enum Record {
     Delivery(DeliveryRecord),
     Inbound(InboundRecord),
     Retained(RetainedRecord),
+    Sequence(SequenceRecord),
 }
 
 /// A stored session.
@@ -143,12 +145,20 @@ pub(crate) struct RetainedRecord {
     pub(crate) message: RecordId,
 }
 
+/// How far the numbers of presence events may have got; there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SequenceRecord {
+    /// No number from here on was used.
+    pub(crate) below: u64,
+}
+
 const SESSION: u8 = 1;
 const SUBSCRIPTION: u8 = 2;
 const MESSAGE: u8 = 3;
 const DELIVERY: u8 = 4;
 const INBOUND: u8 = 5;
 const RETAINED: u8 = 6;
+const SEQUENCE: u8 = 7;
 
 /// Of every layout so far.
 const VERSION: u8 = 1;
@@ -180,6 +190,7 @@ impl Record {
             Record::Delivery(delivery) => delivery.write(out),
             Record::Inbound(inbound) => inbound.write(out),
             Record::Retained(retained) => retained.write(out),
+            Record::Sequence(sequence) => sequence.write(out),
         }
     }
 
@@ -189,7 +200,7 @@ impl Record {
             return Err(FormatError::Malformed { kind: 0 });
         };
         let (kind, version) = (*kind, *version);
-        if version != VERSION || !(SESSION..=RETAINED).contains(&kind) {
+        if version != VERSION || !(SESSION..=SEQUENCE).contains(&kind) {
             return Err(FormatError::Unknown { kind, version });
         }
         let mut from = Fields(rest);
@@ -199,7 +210,8 @@ impl Record {
             MESSAGE => MessageRecord::read(&mut from).map(Record::Message),
             DELIVERY => DeliveryRecord::read(&mut from).map(Record::Delivery),
             INBOUND => InboundRecord::read(&mut from).map(Record::Inbound),
-            _ => RetainedRecord::read(&mut from).map(Record::Retained),
+            RETAINED => RetainedRecord::read(&mut from).map(Record::Retained),
+            _ => SequenceRecord::read(&mut from).map(Record::Sequence),
         };
         match record {
             Some(record) if from.0.is_empty() => Ok(record),
@@ -431,6 +443,17 @@ impl RetainedRecord {
     }
 }
 
+impl SequenceRecord {
+    pub(crate) fn write(&self, out: &mut BytesMut) {
+        head(SEQUENCE, out);
+        out.put_u64(self.below);
+    }
+
+    fn read(from: &mut Fields<'_>) -> Option<SequenceRecord> {
+        Some(SequenceRecord { below: from.u64()? })
+    }
+}
+
 /// The fields of a record, from the front.
 struct Fields<'a>(&'a [u8]);
 
@@ -562,6 +585,12 @@ mod tests {
                     message: RecordId(11),
                 }),
             ),
+            (
+                "sequence",
+                Record::Sequence(SequenceRecord {
+                    below: 1_700_000_016_777_216,
+                }),
+            ),
         ]
     }
 
@@ -616,7 +645,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bytes_of_chance_are_no_trouble(bytes in prop::collection::vec(any::<u8>(), 0..80), kind in 0u8..8) {
+        fn bytes_of_chance_are_no_trouble(bytes in prop::collection::vec(any::<u8>(), 0..80), kind in 0u8..9) {
             let _ = Record::read(&bytes);
             let mut framed = vec![kind, 1];
             framed.extend(bytes);

@@ -16,6 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mqtt::{Auth, AuthProperties, Connect, PubRel, ReasonCode, Version};
 
+use super::connection::EndedBy;
 use super::planted::planted;
 use super::registry::{Admission, Epoch, Room};
 use super::session::{Deferred, Link, Session, Will};
@@ -23,7 +24,7 @@ use super::shard::Shard;
 use super::share::Presence;
 use super::slots::{ConnectionId, SessionId};
 use super::subscriber::TRANSIENT;
-use super::tenants::Joiner;
+use super::tenants::{Joiner, Start};
 use super::will;
 use crate::hooks::{AuthStep, ConnectAttempt, Decision, Identity, Refusal};
 use crate::limits::Limits;
@@ -221,7 +222,7 @@ impl Shard {
         }
         let Refusal { reason, log, .. } = refusal;
         self.step(id, |connection, _, _, out| {
-            connection.close(reason, log, out);
+            connection.close_by(EndedBy::Authentication, reason, log, out);
         });
     }
 
@@ -254,6 +255,9 @@ impl Shard {
 
     /// The outside knows it, as of `epoch`.
     fn known(&mut self, id: ConnectionId, identity: Identity, epoch: Epoch) {
+        if !self.traces.is_empty() {
+            self.trace_known(id, &identity);
+        }
         let Some(tenant) = self.tenants.get(id) else {
             return;
         };
@@ -268,6 +272,7 @@ impl Shard {
                 == Decision::Deny
         {
             let topic = will.topic.as_str().to_owned();
+            joiner.known = Some((identity, epoch));
             return self.refuse(
                 id,
                 Refusal::new(
@@ -379,13 +384,17 @@ impl Shard {
         let Some(joiner) = tenant.joiner.take() else {
             return;
         };
+        tenant.start = match joiner.connect.clean_start {
+            true => Start::Clean,
+            false => Start::Resume,
+        };
         let Joiner {
             connect,
             assigned,
             known,
             auth_data,
         } = *joiner;
-        let Some((identity, _)) = known else {
+        let Some((identity, epoch)) = known else {
             return;
         };
         let identity = Arc::new(identity);
@@ -448,6 +457,15 @@ impl Shard {
                 Some(session) => session,
                 None => {
                     self.exchange.registry().leave(&identity.principal);
+                    if let Some(tenant) = self.tenants.get(id) {
+                        // For whoever is told of the refusal.
+                        tenant.joiner = Some(Box::new(Joiner {
+                            connect,
+                            assigned,
+                            known: Some((Identity::clone(&identity), epoch)),
+                            auth_data: None,
+                        }));
+                    }
                     let refusal = Refusal::new(ReasonCode::QuotaExceeded, "the shard is full");
                     return self.refuse(id, refusal);
                 }
@@ -496,7 +514,9 @@ impl Shard {
         }
         let wants_response_information =
             connect.properties.request_response_information == Some(true);
+        let number = self.exchange.next_event();
         if let Some(tenant) = self.tenants.get(id) {
+            tenant.number = number;
             tenant.session = Some(session_id);
             tenant.connection.identified(|answer, version| {
                 answer.session_present = taken_up.is_some();
@@ -574,15 +594,22 @@ impl Shard {
         let Some(session) = self.sessions.get(session_id) else {
             return;
         };
+        tenant.since_us = self.now.wall_us;
         self.counters.connects_accepted.one();
         tracing::info!(
             event = "client.connected",
             client = %session.client_id,
             principal = %session.principal,
+            group = session.identity.as_ref().and_then(|i| i.group.as_deref()),
             peer = %tenant.origin.peer,
             listener = %tenant.origin.listener,
             version = %tenant.connection.version(),
+            connection = tenant.number,
         );
+        self.announce_connected(id);
+        if !self.traces.is_empty() {
+            self.trace_connected(id);
+        }
         self.step(id, |connection, now, _, out| connection.admit(now, out));
         let owed = match self.sessions.get(session_id) {
             Some(session) if session.link == Link::Joining(id) => {

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use mqtt::{Publish, QoS};
 
 use super::Receipt;
+use super::announcing::{Departed, Refused, WillPublished, disconnected_by};
 use super::connection::{End, EndedBy, WillFate};
 use super::delivery::{Access, Delivery, Recorded};
 use super::exchange::{Parked, Share};
@@ -38,20 +39,42 @@ impl Shard {
         tenant.farewell = match end.by {
             EndedBy::Network => Farewell::Drop,
             EndedBy::Client => Farewell::Flush,
-            EndedBy::Broker | EndedBy::Refusal => Farewell::Linger,
+            EndedBy::Broker
+            | EndedBy::Refusal
+            | EndedBy::Operator
+            | EndedBy::Access
+            | EndedBy::Authentication => Farewell::Linger,
         };
         let dropped = tenant.outbox.drop_messages();
-        tenant.joiner = None;
+        let joiner = tenant.joiner.take();
         tenant.authentication = None;
         let session_id = tenant.session.take();
-        let peer = tenant.origin.peer;
-        tenant.wake();
+        // Not that of another one, which takes over from this one.
+        let greeting = self.greeting.take_if(|(of, _)| *of == id);
+        let (peer, listener) = (tenant.origin.peer, &tenant.origin.listener);
+        let connection = tenant.number;
         self.counters.dropped_session_end.many(dropped as u64);
         let session = session_id.and_then(|id| self.sessions.get(id));
-        let (client, principal) = match &session {
-            Some(session) => (&*session.client_id, &*session.principal),
-            None => ("", ""),
+        let identity = session.as_ref().and_then(|s| s.identity.clone());
+        let joining = joiner.as_ref().and_then(|j| Some(&j.known.as_ref()?.0));
+        let known = identity.as_deref().or(joining);
+        let requested = match (&joiner, &greeting) {
+            (Some(joiner), _) => Some(&*joiner.connect.client_id),
+            (None, Some((_, client_id))) => Some(&**client_id),
+            (None, None) => None,
         };
+        let assigned = joiner.as_ref().and_then(|j| j.assigned.as_deref());
+        let client = match (&session, known) {
+            (Some(session), _) => &*session.client_id,
+            (None, Some(identity)) => &*identity.client_id,
+            (None, None) => assigned.or(requested).unwrap_or_default(),
+        };
+        let principal = match (&session, known) {
+            (Some(session), _) => &*session.principal,
+            (None, Some(identity)) => &*identity.principal,
+            (None, None) => "",
+        };
+        let group = known.and_then(|identity| identity.group.as_deref());
         match end.by {
             EndedBy::Refusal => {
                 self.counters.connects_refused.one(end.reason);
@@ -59,37 +82,69 @@ impl Shard {
                     event = "client.refused",
                     client,
                     principal,
+                    group,
                     %peer,
+                    %listener,
                     reason = %end.reason,
                     detail = %end.detail,
                 );
             }
-            EndedBy::Client | EndedBy::Broker | EndedBy::Network => {
+            _ => {
                 self.counters.disconnects.one(end.reason);
                 tracing::info!(
                     event = "client.disconnected",
                     client,
                     principal,
+                    group,
                     %peer,
-                    by = ?end.by,
+                    %listener,
+                    connection,
+                    by = disconnected_by(&end).name(),
                     reason = %end.reason,
                     detail = %end.detail,
                     undelivered = session.as_ref().map_or(0, |s| s.undelivered()),
                 );
             }
         }
-        let (Some(session), Some(session_id)) = (session, session_id) else {
+        let departed = session.map(|session| Departed {
+            client_id: Arc::clone(&session.client_id),
+            principal: Arc::clone(&session.principal),
+            identity: identity.clone(),
+        });
+        if let Some(tenant) = self.tenants.get(id) {
+            tenant.wake();
+        }
+        if !self.traces.is_empty() {
+            self.trace_end(id, &end);
+        }
+        let is_refusal = end.by == EndedBy::Refusal;
+        // Without a CONNECT that was read there is nobody to speak of.
+        if is_refusal && (departed.is_some() || requested.is_some()) {
+            let who = Refused {
+                identity: identity.as_deref().or(joining),
+                client_id: match (&departed, joining) {
+                    (Some(departed), _) => &departed.client_id,
+                    (None, Some(identity)) => &identity.client_id,
+                    (None, None) => assigned.or(requested).unwrap_or_default(),
+                },
+                requested,
+            };
+            self.announce_refused(id, &who, &end);
+        }
+        let (Some(departed), Some(session_id)) = (departed, session_id) else {
             return;
         };
-        let principal = Arc::clone(&session.principal);
-        self.exchange.registry().leave(&principal);
-        self.give_back(session_id, &end);
+        self.exchange.registry().leave(&departed.principal);
+        let will = self.give_back(session_id, &end);
+        if !is_refusal {
+            self.announce_disconnected(id, &departed, &end, will);
+        }
     }
 
     /// The session has no connection any more.
-    fn give_back(&mut self, id: SessionId, end: &End) {
+    fn give_back(&mut self, id: SessionId, end: &End) -> WillPublished {
         let Some(session) = self.sessions.get(id) else {
-            return;
+            return WillPublished::No;
         };
         let max = whole_seconds(self.exchange.limits.session_expiry_max);
         if let Some(expiry) = end.session_expiry {
@@ -101,7 +156,7 @@ impl Shard {
         let ends = session.expiry == 0;
         self.set_presence(id, Presence::Away);
         let Some(session) = self.sessions.get(id) else {
-            return;
+            return WillPublished::No;
         };
         if ends {
             session.link = Link::Away;
@@ -131,8 +186,9 @@ impl Shard {
         let next = session.ends_at.into_iter().chain(session.will_at).min();
         self.file_session(id, next);
         self.pass_on(id, shared);
-        if let Some(will) = due {
-            self.publish_will(id, will.publish);
+        match due {
+            Some(will) => self.publish_will(id, will.publish),
+            None => WillPublished::No,
         }
     }
 
@@ -153,9 +209,11 @@ impl Shard {
                 event = "session.expired",
                 client = %session.client_id,
                 principal = %session.principal,
+                group = session.identity.as_ref().and_then(|i| i.group.as_deref()),
                 undelivered = session.undelivered(),
             );
-            return self.end_session(id);
+            self.end_session(id);
+            return;
         }
         if session.will_at.is_some_and(|at| at <= now) {
             session.will_at = None;
@@ -172,16 +230,17 @@ impl Shard {
     }
 
     /// A session is over: its subscriptions go, its will is published, its place becomes free.
-    pub(super) fn end_session(&mut self, id: SessionId) {
+    pub(super) fn end_session(&mut self, id: SessionId) -> WillPublished {
+        let mut published = WillPublished::No;
         let filters: Vec<Arc<str>> = match self.sessions.get(id) {
             Some(session) => session.subscriptions.keys().cloned().collect(),
-            None => return,
+            None => return published,
         };
         for filter in &filters {
             self.remove_subscription(id, filter);
         }
         let Some(session) = self.sessions.get(id) else {
-            return;
+            return published;
         };
         let will = session.will.take();
         if session.is_stored() {
@@ -189,10 +248,10 @@ impl Shard {
             self.storing.batch.delete(session.record);
         }
         if let Some(will) = will {
-            self.publish_will(id, will.publish);
+            published = self.publish_will(id, will.publish);
         }
         let Some(mut session) = self.sessions.remove(id) else {
-            return;
+            return published;
         };
         self.exchange.sessions.fetch_sub(1, Ordering::Relaxed);
         if self.clients.get(&session.client_id) == Some(&id) {
@@ -225,6 +284,7 @@ impl Shard {
             self.storing.ends(Arc::clone(&session.client_id));
         }
         self.pass_on(id, shared);
+        published
     }
 
     /// Who the client of a session is, also when it has not been here since the start.
@@ -241,10 +301,10 @@ impl Shard {
     }
 
     /// Publishes the will of a session that is still there.
-    pub(super) fn publish_will(&mut self, id: SessionId, mut will: Publish) {
+    pub(super) fn publish_will(&mut self, id: SessionId, mut will: Publish) -> WillPublished {
         let identity = self.recall(id);
         let Some(session) = self.sessions.get(id) else {
-            return;
+            return WillPublished::No;
         };
         let Some(identity) = identity else {
             self.counters.dropped_unauthorized.one();
@@ -254,7 +314,7 @@ impl Shard {
                 principal = %session.principal,
                 "nobody knows this client any more",
             );
-            return;
+            return WillPublished::No;
         };
         let publisher = Publisher {
             session: Some(id),
@@ -263,16 +323,25 @@ impl Shard {
         // Access may have changed since CONNECT.
         if self.exchange.hooks.may_publish(&identity, &will.topic) == Decision::Deny {
             self.counters.dropped_unauthorized.one();
-            return;
+            tracing::warn!(
+                event = "will.denied",
+                client = %identity.client_id,
+                principal = %identity.principal,
+                group = identity.group.as_deref(),
+                topic = %will.topic,
+            );
+            return WillPublished::No;
         }
         if let Tapped::Refused(_) = self.tap(&identity, (id, Receipt::NONE), &will) {
             self.counters.dropped_tap_refused.one();
-            return;
+            return WillPublished::No;
         }
         self.counters.wills_published.one();
         if self.distribute(&mut will, publisher).is_err() {
             self.counters.dropped_store_full.one();
+            return WillPublished::No;
         }
+        WillPublished::Yes
     }
 
     /// Tells the shared subscriptions of a session whether it can be sent something; when it can, it

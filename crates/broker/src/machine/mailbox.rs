@@ -21,7 +21,9 @@ use super::Receipt;
 use super::delivery::Delivery;
 use super::exchange::Parked;
 use super::format::Owner;
+use super::inspecting::Inquiry;
 use super::slots::SessionId;
+use super::tracer::TraceOrder;
 
 /// One item of mail.
 #[derive(Debug)]
@@ -44,6 +46,10 @@ pub(crate) enum Mail {
     Stalled,
     /// For all sessions of a principal, or of all of them.
     Principal(Option<Arc<str>>, Order),
+    /// Something an operator wants. How many there are at once is bounded by whoever asks.
+    Inquiry(Inquiry),
+    /// A trace begins or ends.
+    Trace(TraceOrder),
     /// Close all connections once their owed answers are out.
     Drain,
     /// Close all connections now.

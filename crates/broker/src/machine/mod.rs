@@ -10,8 +10,10 @@
 //! `tests/boundaries.rs` keeps IO and clocks out.
 
 pub(crate) mod alias;
+mod announcing;
 pub(crate) mod connection;
 pub(crate) mod delivery;
+mod description;
 pub(crate) mod exchange;
 pub(crate) mod fanout;
 pub(crate) mod filter_index;
@@ -19,6 +21,7 @@ pub(crate) mod flights;
 pub(crate) mod format;
 pub(crate) mod frame;
 pub(crate) mod gauge;
+pub(crate) mod inspecting;
 mod joining;
 mod leaving;
 pub(crate) mod mailbox;
@@ -30,6 +33,7 @@ mod publishing;
 pub(crate) mod registry;
 pub(crate) mod restore;
 pub(crate) mod retained;
+pub(crate) mod sequence;
 pub(crate) mod session;
 pub(crate) mod shard;
 pub(crate) mod share;
@@ -37,10 +41,13 @@ pub(crate) mod slots;
 pub(crate) mod store;
 #[cfg(test)]
 mod stories;
+#[cfg(test)]
+mod stories_operator;
 pub(crate) mod subscriber;
 mod subscribing;
 pub(crate) mod tenants;
 pub(crate) mod timers;
+pub(crate) mod tracer;
 pub(crate) mod will;
 #[cfg(test)]
 mod world;

@@ -52,6 +52,8 @@ pub(crate) struct Outbox {
     /// The client's Maximum Packet Size.
     max_packet_size: usize,
     aliases: Aliases,
+    /// Messages written so far.
+    sent: u64,
 }
 
 #[derive(Debug)]
@@ -87,6 +89,7 @@ impl Outbox {
             ready_bytes: 0,
             max_packet_size: usize::MAX,
             aliases: Aliases::new(0),
+            sent: 0,
         }
     }
 
@@ -120,6 +123,11 @@ impl Outbox {
     /// Bytes of messages that wait to be written.
     pub(crate) fn ready_bytes(&self) -> usize {
         self.ready_bytes
+    }
+
+    /// Messages written so far.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent
     }
 
     /// Takes a QoS 0 message, if there is room.
@@ -201,6 +209,7 @@ impl Outbox {
             let alias = self.alias(&frame);
             frame.write(packet_id, attempt, alias, now, out);
             counters.packets_out.one();
+            self.sent += 1;
             match frame.qos() {
                 QoS::AtMostOnce => counters.messages_out_qos0.one(),
                 QoS::AtLeastOnce => counters.messages_out_qos1.one(),

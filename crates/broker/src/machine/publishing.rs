@@ -47,6 +47,7 @@ impl Shard {
         let Some(tenant) = self.tenants.get(id) else {
             return;
         };
+        tenant.counted.messages_in += 1;
         let Some(session_id) = tenant.session else {
             return;
         };
@@ -84,7 +85,9 @@ impl Shard {
                     event = "client.publish_denied",
                     client = %identity.client_id,
                     principal = %identity.principal,
+                    group = identity.group.as_deref(),
                     peer = %tenant.origin.peer,
+                    listener = %tenant.origin.listener,
                     topic = %publish.topic,
                     "further ones of this connection are only counted",
                 );

@@ -84,6 +84,9 @@ impl Loading {
             Record::Delivery(delivery) => self.deliveries.push((id, delivery)),
             Record::Inbound(inbound) => self.inbound.push((id, inbound)),
             Record::Retained(retained) => self.retained.push((id, retained)),
+            Record::Sequence(sequence) => {
+                self.exchange.sequence.begin_above(sequence.below, id);
+            }
             Record::Message(message) => {
                 let age = (self.now.wall_us - message.received_us) / 1000;
                 let since = self.now.tick as i64 - age;

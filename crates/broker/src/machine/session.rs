@@ -21,6 +21,7 @@ use super::exchange::{Exchange, Share, hash};
 use super::flights::{Flights, Phase};
 use super::format::{InboundRecord, Owner, SessionRecord, Stage, Tapped, WillRecord};
 use super::frame::Frame;
+use super::inspecting::Reply;
 use super::message::Priority;
 use super::outbox::{self, BatchNumber, Outbox};
 use super::owed::Owed;
@@ -29,6 +30,7 @@ use super::slots::{ConnectionId, SessionId};
 use super::subscriber::TRANSIENT;
 use super::subscribing::RetainedWalk;
 use super::{Moment, Receipt};
+use crate::clients::Purged;
 use crate::hooks::{Decision, Identity};
 use crate::limits::Overflow;
 use crate::stats::Counters;
@@ -142,10 +144,15 @@ pub(crate) enum Deferred {
     Decide(SessionId, Receipt, ReasonCode),
     /// The client may know this.
     Send(ConnectionId, mqtt::Packet),
-    /// The client may know this, and gets retained messages for its new subscriptions.
-    Subscribed(ConnectionId, mqtt::Packet),
+    /// The client may know what became of what it asked for, and gets retained messages for its new
+    /// subscriptions.
+    Subscribed(ConnectionId, Vec<mqtt::Subscription>, mqtt::SubAck),
+    /// The same for what it wants to end.
+    Unsubscribed(ConnectionId, Vec<mqtt::TopicFilter>, mqtt::UnsubAck),
     /// The session is as it must be; CONNACK may be sent.
     Admit(ConnectionId),
+    /// An operator may know that a session is gone.
+    Purged(Reply<Option<Purged>>, Option<Purged>),
 }
 
 /// What became of a message for a session.
@@ -227,13 +234,11 @@ impl Session {
     }
 
     /// Deliveries of QoS 1 and 2 without packet identifier.
-    #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
     /// Bytes of these.
-    #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn waiting_bytes(&self) -> usize {
         self.waiting_bytes
     }

@@ -24,10 +24,10 @@ use std::task::Waker;
 
 use bytes::BytesMut;
 use journal::{Batch, Position};
-use mqtt::{DecodeError, Packet, QoS, ReasonCode, Version};
+use mqtt::{DecodeError, Packet, QoS, ReasonCode, Utf8, Version};
 
 use super::Moment;
-use super::connection::{Answers, Appetite, Connection, Output, TimedOut};
+use super::connection::{Answers, Appetite, Connection, EndedBy, Output, TimedOut};
 use super::delivery::Access;
 use super::exchange::{Exchange, Parked, Share};
 use super::fanout::Fanout;
@@ -42,6 +42,7 @@ use super::tenants::{Departure, Farewell, News, Origin, Rest, Tenant, Tenants};
 use super::timers::Timers;
 use crate::limits::Limits;
 use crate::stats::Counters;
+use crate::trace::Sink;
 
 /// The connections and sessions of one worker.
 pub(crate) struct Shard {
@@ -77,6 +78,10 @@ pub(crate) struct Shard {
     swept: String,
     /// The second of the last one.
     swept_at: u64,
+    /// Traces that are running: usually none.
+    pub(super) traces: Vec<Arc<Sink>>,
+    /// The client identifier of the CONNECT at hand, should it be refused at once.
+    pub(super) greeting: Option<(ConnectionId, Utf8)>,
     /// Subscriptions that were granted and are not in place: a planted defect.
     pub(super) late: Vec<(Arc<str>, super::subscriber::Subscriber)>,
 }
@@ -165,6 +170,8 @@ impl Shard {
             sessions_due: Vec::new(),
             swept: String::new(),
             swept_at: 0,
+            traces: Vec::new(),
+            greeting: None,
             late: Vec::new(),
             exchange,
         }
@@ -206,6 +213,9 @@ impl Shard {
         tenant.waker = None;
         tenant.rest = Rest::Awake;
         tenant.next_look = u64::MAX;
+        if let Some(tracer) = &mut tenant.tracer {
+            tracer.forget_ended();
+        }
         let id = self.take_in(tenant)?;
         self.join(id);
         self.settle();
@@ -246,10 +256,31 @@ impl Shard {
         self.counters.packets_in.one();
         if let Packet::Connect(connect) = &packet {
             self.set_client_limits(id, connect);
+            self.greeting = Some((id, connect.client_id.clone()));
+        }
+        if !self.traces.is_empty() {
+            self.trace_in(id, &packet);
         }
         self.step(id, |connection, now, limits, out| {
             connection.packet(now, limits, packet, out);
         });
+        self.greeting = None;
+    }
+
+    /// Counts bytes that were read from a transport.
+    pub(crate) fn count_read(&mut self, id: ConnectionId, bytes: usize) {
+        self.counters.bytes_in.many(bytes as u64);
+        if let Some(tenant) = self.tenants.get(id) {
+            tenant.counted.bytes_in += bytes as u64;
+        }
+    }
+
+    /// Counts bytes that go to a transport.
+    pub(crate) fn count_written(&mut self, id: ConnectionId, bytes: usize) {
+        self.counters.bytes_out.many(bytes as u64);
+        if let Some(tenant) = self.tenants.get(id) {
+            tenant.counted.bytes_out += bytes as u64;
+        }
     }
 
     /// What came next is not a packet.
@@ -259,6 +290,9 @@ impl Shard {
         error: DecodeError,
         version: Option<Version>,
     ) {
+        if !self.traces.is_empty() {
+            self.trace_malformed(id, &error);
+        }
         self.step(id, |connection, _, _, out| {
             connection.malformed(error, version, out);
         });
@@ -271,7 +305,11 @@ impl Shard {
 
     /// Appends what the connection has to send, up to about `limit` bytes.
     pub(crate) fn write(&mut self, id: ConnectionId, out: &mut BytesMut, limit: usize) -> More {
+        let start = out.len();
         let more = self.write_ready(id, out, limit);
+        if !self.traces.is_empty() {
+            self.trace_out(id, &out[start..]);
+        }
         // Retained messages, and what took the place of expired ones, may have to be stored.
         if !self.storing.batch.is_empty() {
             self.settle();
@@ -399,6 +437,8 @@ impl Shard {
                 Mail::Stored(position) => self.stored(position),
                 Mail::Stalled => self.stalled(),
                 Mail::Principal(principal, order) => self.principal(principal.as_deref(), order),
+                Mail::Inquiry(inquiry) => self.inquire(inquiry),
+                Mail::Trace(order) => self.trace_order(order),
                 Mail::Drain => {
                     self.state = State::Closing;
                     for id in self.tenants.all(self.number) {
@@ -427,7 +467,10 @@ impl Shard {
             match order {
                 Order::Disconnect(reason) => {
                     if let Some(connection) = self.sessions.get(id).and_then(|s| s.connection()) {
-                        self.close(connection, reason, "disconnected by order");
+                        self.step(connection, |connection, _, _, out| {
+                            let detail = "its principal was disconnected";
+                            connection.close_by(EndedBy::Access, reason, detail, out);
+                        });
                     }
                 }
                 Order::CheckAccess => self.check_access(id),
@@ -659,17 +702,29 @@ impl Shard {
                     self.send(id, &packet);
                 }
             }
-            Deferred::Subscribed(id, packet) => {
+            Deferred::Subscribed(id, asked, answer) => {
                 if self
                     .tenants
                     .get(id)
                     .is_some_and(|t| t.connection.is_serving())
                 {
-                    self.send(id, &packet);
+                    self.announce_subscribed(id, &asked, &answer.reasons);
+                    self.send(id, &answer.into());
                     self.begin_walks(id);
                 }
             }
+            Deferred::Unsubscribed(id, asked, answer) => {
+                if self
+                    .tenants
+                    .get(id)
+                    .is_some_and(|t| t.connection.is_serving())
+                {
+                    self.announce_unsubscribed(id, &asked, &answer.reasons);
+                    self.send(id, &answer.into());
+                }
+            }
             Deferred::Admit(id) => self.admit(id),
+            Deferred::Purged(reply, purged) => reply.send(purged),
         }
     }
 
@@ -849,8 +904,8 @@ impl Shard {
             Output::Auth(auth) => self.auth(id, &auth),
             Output::Publish(mut publish) => self.publish(id, &mut publish),
             Output::Release(packet_id) => self.released(id, packet_id),
-            Output::Subscribe(subscribe) => self.subscribe(id, &subscribe),
-            Output::Unsubscribe(unsubscribe) => self.unsubscribe(id, &unsubscribe),
+            Output::Subscribe(subscribe) => self.subscribe(id, subscribe),
+            Output::Unsubscribe(unsubscribe) => self.unsubscribe(id, unsubscribe),
             Output::Acknowledged(packet_id) => {
                 self.counters.pubacks_received.one();
                 self.with_outbox(id, |session, outbox, cx| {

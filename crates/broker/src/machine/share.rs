@@ -138,6 +138,11 @@ impl<I: Copy + Eq + Hash, O: Copy, T> Group<I, O, T> {
         }
     }
 
+    /// The options of a member.
+    pub(crate) fn options(&self, who: I) -> Option<O> {
+        self.members.get(&who).map(|member| member.options)
+    }
+
     /// Changes what is known of a member.
     pub(crate) fn update(&mut self, who: I, change: impl FnOnce(&mut O)) {
         if let Some(member) = self.members.get_mut(&who) {

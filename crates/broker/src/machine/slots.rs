@@ -170,6 +170,24 @@ impl<T> Slots<T> {
         Some(Place::new(shard, number, tenancy.wrapping_add(1)))
     }
 
+    /// Those in the `count` slots from `first` on; `None` beyond the last slot. To go through all of them
+    /// with pauses: who stays is met, who comes or goes meanwhile may be.
+    pub(crate) fn stretch<Of>(
+        &self,
+        shard: usize,
+        first: u32,
+        count: u32,
+    ) -> Option<impl Iterator<Item = (Place<Of>, &T)>> {
+        let end = (first as usize + count as usize).min(self.slots.len());
+        let slots = self.slots.get(first as usize..end)?;
+        (!slots.is_empty()).then(|| {
+            (first..).zip(slots).filter_map(move |(number, slot)| {
+                let place = Place::new(shard, number, slot.tenancy);
+                Some((place, slot.tenant.as_deref()?))
+            })
+        })
+    }
+
     /// The ids of everyone here, in the order of the slots.
     pub(crate) fn all<Of>(&self, shard: usize) -> Vec<Place<Of>> {
         (0..)

@@ -122,6 +122,14 @@ impl Subscribers {
         }
     }
 
+    pub(crate) fn get(&self, who: SessionId) -> Option<Subscriber> {
+        match self {
+            Subscribers::None => None,
+            Subscribers::One(one) => Some(*one).filter(|one| one.to == who),
+            Subscribers::Crowd(crowd) => crowd.list.get(crowd.place_of(who)?).copied(),
+        }
+    }
+
     pub(crate) fn get_mut(&mut self, who: SessionId) -> Option<&mut Subscriber> {
         match self {
             Subscribers::None => None,

@@ -61,7 +61,7 @@ pub(super) fn matching(filter: &str) -> &str {
 
 impl Shard {
     /// SUBSCRIBE came.
-    pub(super) fn subscribe(&mut self, id: ConnectionId, subscribe: &Subscribe) {
+    pub(super) fn subscribe(&mut self, id: ConnectionId, subscribe: Subscribe) {
         let exchange = Arc::clone(&self.exchange);
         let limits = &exchange.limits;
         let Some(tenant) = self.tenants.get(id) else {
@@ -102,7 +102,9 @@ impl Shard {
                     event = "client.subscribe_denied",
                     client = %identity.client_id,
                     principal = %identity.principal,
+                    group = identity.group.as_deref(),
                     peer = %tenant.origin.peer,
+                    listener = %tenant.origin.listener,
                     filter,
                 );
                 ReasonCode::NotAuthorized
@@ -197,7 +199,7 @@ impl Shard {
                 ..SubAckProperties::default()
             },
         };
-        let answer = Deferred::Subscribed(id, answer.into());
+        let answer = Deferred::Subscribed(id, subscribe.subscriptions, answer);
         self.once_stored(session_record != TRANSIENT, answer);
         for share in joined {
             self.hand_out(&share);
@@ -205,7 +207,7 @@ impl Shard {
     }
 
     /// UNSUBSCRIBE came.
-    pub(super) fn unsubscribe(&mut self, id: ConnectionId, unsubscribe: &Unsubscribe) {
+    pub(super) fn unsubscribe(&mut self, id: ConnectionId, unsubscribe: Unsubscribe) {
         let Some(session_id) = self.tenants.get(id).and_then(|tenant| tenant.session) else {
             return;
         };
@@ -223,7 +225,8 @@ impl Shard {
             reasons,
             properties: UnsubAckProperties::default(),
         };
-        self.once_stored(stored, Deferred::Send(id, answer.into()));
+        let answer = Deferred::Unsubscribed(id, unsubscribe.filters, answer);
+        self.once_stored(stored, answer);
     }
 
     /// Says something to the client of a stored session once the store has everything up to now, also
@@ -314,12 +317,18 @@ impl Shard {
             .cloned()
             .collect();
         let lost = !denied.is_empty();
+        let connection = session.connection();
         for filter in denied {
             self.counters.subscriptions_revoked.one();
+            let origin = connection.and_then(|id| self.tenants.get(id));
+            let origin = origin.map(|tenant| &tenant.origin);
             tracing::warn!(
                 event = "client.subscription_revoked",
                 client = %identity.client_id,
                 principal = %identity.principal,
+                group = identity.group.as_deref(),
+                peer = origin.map(|origin| tracing::field::display(origin.peer)),
+                listener = origin.map(|origin| &*origin.listener),
                 %filter,
             );
             self.remove_subscription(id, &filter);

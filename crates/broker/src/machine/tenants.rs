@@ -12,7 +12,9 @@ use super::connection::Connection;
 use super::outbox::Outbox;
 use super::registry::Epoch;
 use super::slots::{ConnectionId, SessionId, Slots};
+use super::tracer::Tracer;
 use crate::hooks::{EnhancedAuthentication, Identity};
+use crate::presence::Traffic;
 use crate::proxy::Proxied;
 use crate::transport::Protocol;
 
@@ -52,6 +54,30 @@ pub(crate) struct Tenant {
     /// A refused publish is logged once per connection, not once per message.
     pub(crate) denials: Denials,
     pub(crate) farewell: Farewell,
+    /// [`Presence::connection`](crate::Presence::connection), from the moment it has a session.
+    pub(crate) number: u64,
+    /// When it was connected, wall clock.
+    pub(crate) since_us: i64,
+    pub(crate) start: Start,
+    /// What went over it; messages sent are in the outbox.
+    pub(crate) counted: Counted,
+    /// Set while it is traced.
+    pub(crate) tracer: Option<Box<Tracer>>,
+}
+
+/// What a connection read, and wrote.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Counted {
+    pub(crate) messages_in: u64,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+}
+
+/// Whether a client asked to forget its earlier session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    Clean,
+    Resume,
 }
 
 /// A client between CONNECT and its session.
@@ -147,6 +173,26 @@ impl Tenant {
             pressure: Pressure::None,
             denials: Denials::Unseen,
             farewell: Farewell::Drop,
+            number: 0,
+            since_us: 0,
+            start: Start::Clean,
+            counted: Counted::default(),
+            tracer: None,
+        }
+    }
+
+    /// What went over it.
+    pub(crate) fn traffic(&self) -> Traffic {
+        let Counted {
+            messages_in,
+            bytes_in,
+            bytes_out,
+        } = self.counted;
+        Traffic {
+            messages_in,
+            messages_out: self.outbox.sent(),
+            bytes_in,
+            bytes_out,
         }
     }
 

@@ -18,11 +18,12 @@ use super::exchange::Exchange;
 use super::outbox::More;
 use super::shard::Shard;
 use super::slots::ConnectionId;
-use super::store::Forgetful;
+use super::store::{Forgetful, Store};
 use super::tenants::{Origin, Rest};
 use crate::acknowledge::Acknowledge;
 use crate::hooks::{ConnectAttempt, Decision, Hooks, Identity, Refusal, Tap};
 use crate::limits::Limits;
+use crate::presence::{Presence, PresenceEvent};
 use crate::transport::Protocol;
 
 /// The outside as the stories need it.
@@ -31,6 +32,8 @@ pub(crate) struct Outside {
     /// Topics below `log/` are tapped and wait here for the test's word.
     pub(crate) untold: Mutex<Vec<(String, Acknowledge)>>,
     pub(crate) barred: Mutex<Vec<String>>,
+    /// Presence events, client and what.
+    pub(crate) told: Mutex<Vec<(String, String)>>,
     /// Runs once, in the middle of the next authentication.
     #[allow(clippy::type_complexity)] // a test's one-off
     pub(crate) meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
@@ -59,6 +62,18 @@ impl Hooks for Outside {
 
     fn may_subscribe(&self, _: &Identity, filter: &str) -> Decision {
         self.may_publish(&Identity::new("", ""), filter)
+    }
+
+    fn presence(&self, event: &Presence<'_>) {
+        let what = match event.what {
+            PresenceEvent::Connected { .. } => "connected".to_owned(),
+            PresenceEvent::Disconnected { by, .. } => format!("disconnected by {}", by.name()),
+            PresenceEvent::ConnectFailed { reason, .. } => format!("failed: {reason}"),
+            PresenceEvent::Subscribed { filters } => format!("subscribed {filters:?}"),
+            PresenceEvent::Unsubscribed { filters } => format!("unsubscribed {filters:?}"),
+        };
+        let event = (event.client_id.to_owned(), what);
+        self.told.lock().unwrap().push(event);
     }
 
     fn tap(&self, _: &Identity, publish: &Publish, _: i64, done: Acknowledge) -> Tap {
@@ -103,20 +118,17 @@ impl World {
     }
 
     pub(crate) fn with(limits: Limits) -> World {
+        World::over(limits, Arc::new(Forgetful::default()))
+    }
+
+    pub(crate) fn over(limits: Limits, store: Arc<dyn Store>) -> World {
         let outside = Arc::new(Outside::default());
         let now = Moment {
             tick: 0,
             wall_us: 1_700_000_000_000_000,
         };
         let hooks: Arc<dyn Hooks> = Arc::clone(&outside) as _;
-        let exchange = Arc::new(Exchange::new(
-            hooks,
-            limits,
-            3,
-            now,
-            0,
-            Arc::new(Forgetful::default()),
-        ));
+        let exchange = Arc::new(Exchange::new(hooks, limits, 3, now, 0, store));
         let shards = (0..3)
             .map(|n| Shard::new(n, Arc::clone(&exchange), now))
             .collect();

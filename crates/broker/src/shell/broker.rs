@@ -10,11 +10,12 @@ use std::{fmt, io};
 
 use journal::{Durability, Journal};
 use mqtt::{Publish, ReasonCode};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::acceptor::{self, HandOut, Sockets};
 use super::clock::Clock;
+use super::operator;
 use super::store::{self, Loaded, StoreError};
 use super::worker::{self, Ways};
 use crate::hooks::Hooks;
@@ -206,6 +207,7 @@ impl Broker {
             journal,
             accepting: accepting.clone(),
             stopped,
+            inquiries: Semaphore::new(operator::INQUIRIES),
             threads: Mutex::default(),
         };
         let mut inboxes = Vec::with_capacity(workers);
@@ -299,7 +301,9 @@ pub(super) struct Running {
     journal: Option<Arc<Journal>>,
     accepting: CancellationToken,
     /// Errors once every thread has dropped its sender.
-    stopped: watch::Receiver<()>,
+    pub(super) stopped: watch::Receiver<()>,
+    /// Turns of operators who ask for pages.
+    pub(super) inquiries: Semaphore,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 

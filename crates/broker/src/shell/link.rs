@@ -269,7 +269,7 @@ where
             if scratch.write.is_empty() {
                 break;
             }
-            shard.counters().bytes_out.many(scratch.write.len() as u64);
+            shard.count_written(self.id, scratch.write.len());
             drop(shard);
             // The common case: all of it goes at once, and nothing is kept.
             let written = match self.transport()?.poll_write(cx, &scratch.write)? {
@@ -333,7 +333,7 @@ where
         }
         let mut shard = worker.shard.borrow_mut();
         shard.set_time(worker.clock.now());
-        shard.counters().bytes_in.many(count as u64);
+        shard.count_read(self.id, count);
         Ok(())
     }
 

@@ -18,6 +18,7 @@ pub(crate) mod entrance;
 pub(crate) mod handshake;
 pub(crate) mod link;
 pub(crate) mod on_behalf;
+pub(crate) mod operator;
 pub(crate) mod proxied;
 pub(crate) mod socket;
 pub(crate) mod store;

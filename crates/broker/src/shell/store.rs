@@ -139,6 +139,7 @@ fn open(
         return Err(StoreError::new(error));
     }
     let (shards, mut recovery) = loading.finish().map_err(StoreError::new)?;
+    exchange.keep_sequence();
     recovery.torn_bytes = torn_bytes;
     recovery.disk_bytes = disk_bytes;
     recovery.took = start.elapsed();

@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each test binary uses its part
 
 pub mod certificates;
+pub mod witness;
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
