@@ -25,13 +25,18 @@
 //! Everything, by [`Limits`]. A receiver that does not keep up loses QoS 0 messages (counted); when its
 //! queue of QoS 1 and 2 is full, it is disconnected if its session is transient, and
 //! [`Limits::overflow`] applies if it is stored. It never slows others down.
+//!
+//! Who may come at all, and how much of it, is decided in `admission`: rates, bans, overload, memory.
 
 mod acknowledge;
 mod address_range;
+mod admission;
 mod clients;
 mod hooks;
 mod limits;
+mod listener_limits;
 mod machine;
+mod memory_bound;
 mod presence;
 #[doc(hidden)]
 pub mod proxy;
@@ -45,6 +50,10 @@ mod transport;
 
 pub use acknowledge::Acknowledge;
 pub use address_range::{AddressRange, AddressRangeError};
+pub use admission::bans::{Ban, BanTarget, BanTargetError};
+pub use admission::hold_off::{HeldOff, HoldOff, HoldOffReason};
+pub use admission::overload::Overload;
+pub use admission::rate::Rate;
 pub use clients::{
     ClientDetail, ClientPage, ClientQuery, ClientSummary, ConnectionDetail, ConnectionSummary,
     MAX_CLIENTS_PER_PAGE, MAX_SUBSCRIPTIONS_SHOWN, Purged, SessionDetail, SubscriptionDetail,
@@ -55,6 +64,7 @@ pub use hooks::{
 };
 pub use journal::Durability;
 pub use limits::{Limits, Overflow, Retain};
+pub use listener_limits::ListenerLimits;
 pub use machine::share::ShareStrategy;
 pub use mqtt::{Publish, QoS, ReasonCode, Version};
 pub use presence::{DisconnectedBy, FILTERS_PER_EVENT, Presence, PresenceEvent, Traffic};

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::admission::hold_off::HoldOff;
+use crate::admission::rate::Rate;
 use crate::machine::share::ShareStrategy;
 
 /// Limits of a broker. The defaults suit vehicles: many quiet connections on poor links.
@@ -78,6 +80,52 @@ pub struct Limits {
     pub max_handover: usize,
     /// Time a closing connection has to take its last packets (CONNACK, DISCONNECT, PUBACKs).
     pub close_timeout: Duration,
+    /// New sockets, over all listeners. One that is too many is closed before its handshake. None: the
+    /// bounds of handshakes and pending connections, and the overload signal, do it by what it costs.
+    pub connect_rate: Option<Rate>,
+    /// PUBLISH packets of one client. A client that is faster is not read from until it is not: TCP slows
+    /// it down and nothing is lost. 20,000/s and 100,000 at once: forty times a busy car, and a car that
+    /// was offline for a day empties its queue at full speed.
+    pub client_messages_in: Option<Rate>,
+    /// Messages to one client. One that is to get more waits for them, within the bounds of its queue;
+    /// answers go out at once. None: a client that reads quickly may.
+    pub client_messages_out: Option<Rate>,
+    /// Bytes of one client, above TLS; as `client_messages_in`. 64 MiB/s and 256 MiB at once: no car has
+    /// such a link, a gateway or a broken loop has.
+    pub client_bytes_in: Option<Rate>,
+    /// Bytes to one client, above TLS; as `client_messages_out`. None.
+    pub client_bytes_out: Option<Rate>,
+    /// PUBLISH packets of all clients together; all wait while it is exceeded. None: the machine's own
+    /// speed is the bound.
+    pub messages_in: Option<Rate>,
+    /// Bytes of all clients together, above TLS; as `messages_in`. None.
+    pub bytes_in: Option<Rate>,
+    /// Levels of a topic that is published to. A deeper one is refused with 0x90 in PUBACK, PUBREC, and,
+    /// for the will, CONNACK; at QoS 0 the message is dropped. 128, as for filters.
+    pub max_topic_levels: usize,
+    /// Open sockets, connected clients or not; the next one is closed at once. To be below what the
+    /// process may open, so that its other files never run out. As many as the two bounds above for
+    /// connections allow together.
+    pub max_sockets: usize,
+    /// Memory for packets that are not complete, over all connections, in bytes. Who would exceed it is
+    /// closed with 0x97. 256 MiB: that many half-sent packets of the largest size. The last quarter is
+    /// for connections that hold at most 64 KiB.
+    pub max_read_memory: usize,
+    /// Memory for messages that wait for connected clients, over all of them, in bytes. Above it
+    /// what may wait for one of them shrinks to 64 KiB, and at a quarter more to nothing for those that
+    /// do not read: slow readers pay, not publishers. QoS 0 is dropped then, and a transient session that
+    /// would get QoS 1 or 2 is ended as a slow consumer. 1 GiB.
+    pub max_queue_memory: usize,
+    /// How late a worker may be with what is due before new connections are refused: closed before a TLS
+    /// handshake, else 0x89 in CONNACK. Those that stand are not touched. It ends at half of this.
+    /// 500 ms: what a person notices, and ten times what a busy worker needs.
+    pub max_loop_delay: Duration,
+    /// Over which time refusals for overload are spread, at random, so that those refused do not all
+    /// come back at once. As many as a quarter of `max_pending_connections` wait like that; others are
+    /// refused at once. 10 s.
+    pub retry_spread: Duration,
+    /// Who is held off for failing to authenticate, or for connecting again and again.
+    pub hold_off: HoldOff,
 }
 
 impl Default for Limits {
@@ -108,6 +156,20 @@ impl Default for Limits {
             max_handshakes: 1_024,
             max_handover: 100_000,
             close_timeout: Duration::from_secs(2),
+            connect_rate: None,
+            client_messages_in: Some(Rate::of(20_000, 100_000)),
+            client_messages_out: None,
+            client_bytes_in: Some(Rate::of(64 << 20, 256 << 20)),
+            client_bytes_out: None,
+            messages_in: None,
+            bytes_in: None,
+            max_topic_levels: 128,
+            max_sockets: 400_000 + 8_192,
+            max_read_memory: 256 << 20,
+            max_queue_memory: 1 << 30,
+            max_loop_delay: Duration::from_millis(500),
+            retry_spread: Duration::from_secs(10),
+            hold_off: HoldOff::default(),
         }
     }
 }

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use mqtt::ReasonCode;
 
+use crate::admission::Refused;
+
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// Counters of one worker.
@@ -53,6 +55,12 @@ macro_rules! counters {
             pub messages_kept: u64,
             /// Bytes of these.
             pub messages_kept_bytes: u64,
+            /// Memory held for packets that are not complete.
+            pub read_memory_bytes: u64,
+            /// Memory held for messages that wait for connected clients.
+            pub queue_memory_bytes: u64,
+            /// How late the latest worker is with what is due, microseconds.
+            pub loop_delay_us: u64,
             /// The store behind the sessions.
             pub store: StoreStats,
             $($(#[$doc])* pub $name: u64,)*
@@ -193,6 +201,52 @@ counters! {
     dropped_tap_refused,
     /// Messages that were waiting for a client when its connection ended.
     dropped_session_end,
+    /// QoS 0 messages dropped because the memory for what waits for all clients was used up.
+    dropped_memory,
+    /// QoS 0 messages and wills dropped because their topic has too many levels.
+    dropped_topic_levels,
+    /// Sockets and CONNECTs refused because their address is banned.
+    refused_banned_address,
+    /// CONNECTs refused because the client is banned.
+    refused_banned_client,
+    /// CONNECTs refused because the principal is banned.
+    refused_banned_principal,
+    /// CONNECTs refused because the certificate is banned.
+    refused_banned_certificate,
+    /// Sockets and CONNECTs refused because whoever it is failed to authenticate too often.
+    refused_held_off,
+    /// CONNECTs refused because the client connects again and again.
+    refused_flapping,
+    /// Sockets refused by the rate of all listeners.
+    refused_connect_rate,
+    /// Sockets refused by the rate of their listener.
+    refused_listener_connect_rate,
+    /// Sockets refused because their listener has as many as it may.
+    refused_listener_full,
+    /// Sockets refused because their listener has as many handshakes under way as it may.
+    refused_handshakes,
+    /// Sockets refused because there are as many as there may be, or no file descriptor was left.
+    refused_sockets,
+    /// Sockets and CONNECTs refused because the workers were late.
+    refused_overload,
+    /// Connections closed because the memory for incomplete packets was used up.
+    refused_read_memory,
+    /// Times a client had to wait because it sent too many messages.
+    throttled_client_messages_in,
+    /// Times a client had to wait because it sent too many bytes.
+    throttled_client_bytes_in,
+    /// Times messages had to wait because a client would have got too many.
+    throttled_client_messages_out,
+    /// Times messages had to wait because a client would have got too many bytes.
+    throttled_client_bytes_out,
+    /// Times a client had to wait because all together sent too many messages.
+    throttled_messages_in,
+    /// Times a client had to wait because all together sent too many bytes.
+    throttled_bytes_in,
+    /// Times a client had to wait because those of its listener sent too many messages.
+    throttled_listener_messages_in,
+    /// Times a client had to wait because those of its listener sent too many bytes.
+    throttled_listener_bytes_in,
     /// Connections closed because their queue was full.
     slow_consumers,
     /// Connections taken over by another with the same client identifier.
@@ -217,6 +271,33 @@ counters! {
     subscribes_granted,
     /// Filters refused in SUBACK.
     subscribes_refused,
+}
+
+impl Counters {
+    /// A socket or a CONNECT was refused.
+    pub(crate) fn refused(&self, why: Refused) {
+        let counter = match why {
+            Refused::BannedAddress => &self.refused_banned_address,
+            Refused::BannedClient => &self.refused_banned_client,
+            Refused::BannedPrincipal => &self.refused_banned_principal,
+            Refused::BannedCertificate => &self.refused_banned_certificate,
+            Refused::HeldOff => &self.refused_held_off,
+            Refused::Flapping => &self.refused_flapping,
+            Refused::ConnectRate => &self.refused_connect_rate,
+            Refused::ListenerConnectRate => &self.refused_listener_connect_rate,
+            Refused::ListenerFull => &self.refused_listener_full,
+            Refused::Handshakes => &self.refused_handshakes,
+            Refused::Sockets => &self.refused_sockets,
+            Refused::Overload => &self.refused_overload,
+            Refused::ReadMemory => &self.refused_read_memory,
+        };
+        counter.one();
+    }
+
+    /// Messages written so far.
+    pub(crate) fn messages_out(&self) -> u64 {
+        self.messages_out_qos0.get() + self.messages_out_qos1.get() + self.messages_out_qos2.get()
+    }
 }
 
 impl Stats {
@@ -268,7 +349,7 @@ impl Stats {
     }
 
     /// Messages dropped, with the reason as a short stable name for a metric label.
-    pub fn dropped(&self) -> [(&'static str, u64); 13] {
+    pub fn dropped(&self) -> [(&'static str, u64); 15] {
         [
             ("refused_new", self.dropped_refused_new),
             ("oldest", self.dropped_oldest),
@@ -283,6 +364,43 @@ impl Stats {
             ("unauthorized", self.dropped_unauthorized),
             ("tap_refused", self.dropped_tap_refused),
             ("session_end", self.dropped_session_end),
+            ("memory", self.dropped_memory),
+            ("topic_levels", self.dropped_topic_levels),
+        ]
+    }
+
+    /// Sockets and CONNECTs refused by a limit, a ban or a hold-off, with the reason as a short stable
+    /// name for a metric label.
+    pub fn refused(&self) -> [(&'static str, u64); 13] {
+        [
+            ("banned_address", self.refused_banned_address),
+            ("banned_client", self.refused_banned_client),
+            ("banned_principal", self.refused_banned_principal),
+            ("banned_certificate", self.refused_banned_certificate),
+            ("held_off", self.refused_held_off),
+            ("flapping", self.refused_flapping),
+            ("connect_rate", self.refused_connect_rate),
+            ("listener_connect_rate", self.refused_listener_connect_rate),
+            ("listener_full", self.refused_listener_full),
+            ("handshakes", self.refused_handshakes),
+            ("sockets", self.refused_sockets),
+            ("overload", self.refused_overload),
+            ("read_memory", self.refused_read_memory),
+        ]
+    }
+
+    /// Times somebody had to wait because of a rate, with the rate as a short stable name for a metric
+    /// label. Nothing is lost by it.
+    pub fn throttled(&self) -> [(&'static str, u64); 8] {
+        [
+            ("client_messages_in", self.throttled_client_messages_in),
+            ("client_bytes_in", self.throttled_client_bytes_in),
+            ("client_messages_out", self.throttled_client_messages_out),
+            ("client_bytes_out", self.throttled_client_bytes_out),
+            ("messages_in", self.throttled_messages_in),
+            ("bytes_in", self.throttled_bytes_in),
+            ("listener_messages_in", self.throttled_listener_messages_in),
+            ("listener_bytes_in", self.throttled_listener_bytes_in),
         ]
     }
 }

@@ -11,6 +11,7 @@ use std::{fmt, io};
 use rustls::ServerConfig;
 
 use crate::address_range::AddressRange;
+use crate::listener_limits::ListenerLimits;
 use crate::shell::web::WebConnection;
 
 /// One address to listen on.
@@ -24,6 +25,8 @@ pub struct ListenerConfig {
     pub transport: Transport,
     /// Who says for whom they connect.
     pub proxies: Proxies,
+    /// Bounds of this listener, beside those of the broker.
+    pub limits: ListenerLimits,
 }
 
 impl ListenerConfig {
@@ -38,6 +41,7 @@ impl ListenerConfig {
             bind: bind.into(),
             transport,
             proxies: Proxies::None,
+            limits: ListenerLimits::default(),
         }
     }
 }

@@ -20,7 +20,11 @@ use mqtt::{
 };
 
 use super::Moment;
+use crate::admission::PutOff;
 use crate::limits::{Limits, Retain};
+
+/// Why a client is told to come back later, for the operator's log.
+pub(crate) const OVERLOADED: &str = "the workers are late with what is due (`max_loop_delay`)";
 
 /// State of one connection.
 #[derive(Debug)]
@@ -46,6 +50,8 @@ pub(crate) struct Connection {
 enum Phase {
     /// No CONNECT yet.
     Opening { until: u64 },
+    /// CONNECT came when there was too much to do; it is told at this tick.
+    PutOff { until: u64, _place: Box<PutOff> },
     /// CONNECT came; who is it?
     Identifying { until: u64, answer: Box<ConnAck> },
     /// Identified; waits for its session to be in the store.
@@ -228,7 +234,7 @@ impl Connection {
                 Some(_) => Appetite::Hungry,
                 None => Appetite::Waiting,
             },
-            Phase::Joining { .. } | Phase::Draining => Appetite::Waiting,
+            Phase::PutOff { .. } | Phase::Joining { .. } | Phase::Draining => Appetite::Waiting,
             Phase::Ended => Appetite::Over,
         }
     }
@@ -237,6 +243,7 @@ impl Connection {
     pub(crate) fn deadline(&self) -> Option<u64> {
         match self.phase {
             Phase::Opening { until }
+            | Phase::PutOff { until, .. }
             | Phase::Identifying { until, .. }
             | Phase::Joining { until, .. } => Some(until),
             Phase::Serving => self.patience.map(|patience| self.last_heard + patience),
@@ -274,8 +281,23 @@ impl Connection {
                 out,
             ),
             (Phase::Serving, packet) => self.serve(limits, packet, out),
-            (Phase::Joining { .. } | Phase::Draining | Phase::Ended, _) => {}
+            (Phase::PutOff { .. } | Phase::Joining { .. } | Phase::Draining | Phase::Ended, _) => {}
         }
+    }
+
+    /// The CONNECT at hand is refused for overload, at tick `until`.
+    pub(crate) fn put_off(&mut self, until: u64, place: PutOff) {
+        if matches!(self.phase, Phase::Identifying { .. }) {
+            self.phase = Phase::PutOff {
+                until,
+                _place: Box::new(place),
+            };
+        }
+    }
+
+    /// Nothing is read before this tick: silence until then is not the client's.
+    pub(crate) fn not_read_before(&mut self, tick: u64) {
+        self.last_heard = self.last_heard.max(tick);
     }
 
     /// What came is not a packet. `version` is that of CONNECT, if it got that far.
@@ -392,7 +414,7 @@ impl Connection {
         match self.phase {
             Phase::Ended => {}
             Phase::Opening { .. } => self.end_refused(reason, detail, out),
-            Phase::Identifying { .. } | Phase::Joining { .. } => {
+            Phase::PutOff { .. } | Phase::Identifying { .. } | Phase::Joining { .. } => {
                 let reason = match reason {
                     ReasonCode::ServerShuttingDown => ReasonCode::ServerUnavailable,
                     other => other,
@@ -421,7 +443,10 @@ impl Connection {
     pub(crate) fn lost(&mut self, detail: impl Into<Cow<'static, str>>, out: &mut Vec<Output>) {
         match self.phase {
             Phase::Ended => {}
-            Phase::Opening { .. } | Phase::Identifying { .. } | Phase::Joining { .. } => {
+            Phase::Opening { .. }
+            | Phase::PutOff { .. }
+            | Phase::Identifying { .. }
+            | Phase::Joining { .. } => {
                 self.end_refused(ReasonCode::UnspecifiedError, detail, out);
             }
             Phase::Serving | Phase::Draining => self.end(
@@ -452,6 +477,10 @@ impl Connection {
                     out,
                 );
                 TimedOut::Connect
+            }
+            Phase::PutOff { .. } => {
+                self.refuse(ReasonCode::ServerBusy, OVERLOADED, out);
+                TimedOut::No
             }
             Phase::Identifying { .. } => {
                 self.refuse(
@@ -778,6 +807,11 @@ fn explanation(reason: ReasonCode) -> Option<Utf8> {
         ReasonCode::MalformedPacket => "a packet cannot be read",
         ReasonCode::ProtocolError => "a packet does not belong here",
         ReasonCode::AdministrativeAction => "the operator ended the connection",
+        ReasonCode::Banned => "the operator does not let this client in",
+        ReasonCode::ConnectionRateExceeded => {
+            "it came, or failed, too often; do not try again for some minutes"
+        }
+        ReasonCode::TopicNameInvalid => "the topic of the will has too many levels",
         _ => return None,
     };
     Some(Utf8::from_static(text))

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use journal::{Batch, Condition, Position, RecordId};
 use mqtt::{Publish, ReasonCode};
 
+use super::admitting::Search;
 use super::fanout::{Fanout, Publisher};
 use super::filter_index::FilterIndex;
 use super::format::RetainedRecord;
@@ -28,6 +29,8 @@ use super::slots::SessionId;
 use super::store::Store;
 use super::subscriber::Subscriber;
 use super::{Moment, delivery::Delivery};
+use crate::admission::Admission;
+use crate::admission::bans::Ban;
 use crate::hooks::Hooks;
 use crate::limits::Limits;
 use crate::stats::{Counters, Stats};
@@ -65,6 +68,8 @@ pub(crate) struct Exchange {
     pub(crate) sequence: Sequence,
     /// Traces that are running.
     pub(crate) traces: AtomicUsize,
+    /// Who is let in, and how much of what.
+    pub(crate) admission: Admission,
     /// A defect to be found by the simulation.
     #[cfg(any(test, feature = "simulation"))]
     pub(crate) fault: Option<crate::simulation::Fault>,
@@ -143,6 +148,7 @@ impl Exchange {
         store: Arc<dyn Store>,
     ) -> Exchange {
         Exchange {
+            admission: Admission::new(&limits, shards, seed),
             hooks,
             limits,
             store,
@@ -303,6 +309,24 @@ impl Exchange {
         self.post_to_all(|| Mail::Principal(None, Order::CheckAccess));
     }
 
+    /// The reason to refuse a topic that has too many levels.
+    pub(crate) fn too_deep(&self, topic: &str) -> Option<ReasonCode> {
+        let most = self.limits.max_topic_levels;
+        // A topic has at most one level more than it has bytes: most need no counting.
+        let is_deep = topic.len() >= most && topic.bytes().filter(|b| *b == b'/').count() >= most;
+        is_deep.then_some(ReasonCode::TopicNameInvalid)
+    }
+
+    /// See [`BrokerHandle::set_bans`](crate::BrokerHandle::set_bans).
+    pub(crate) fn set_bans(&self, bans: Vec<Ban>, now: Moment) {
+        // In force before the shards look who it is about: whoever joins later is refused.
+        let bans = Arc::new(self.admission.bans.set(now, bans));
+        self.post_to_all(|| {
+            let bans = Arc::clone(&bans);
+            Mail::Ban(Search { bans, from: 0 })
+        });
+    }
+
     /// See [`BrokerHandle::publish`](crate::BrokerHandle::publish).
     pub(crate) fn publish_from_outside(
         &self,
@@ -386,6 +410,8 @@ impl Exchange {
             retained_bytes,
             messages_kept: self.trash.messages(),
             messages_kept_bytes: self.trash.bytes() as u64,
+            read_memory_bytes: self.admission.read_memory.used() as u64,
+            queue_memory_bytes: self.admission.queue_memory.used() as u64,
             ..Stats::default()
         };
         for counters in &self.counters {

@@ -59,6 +59,9 @@ impl Shard {
 
     /// CONNECT came.
     pub(super) fn authenticate(&mut self, id: ConnectionId, mut connect: Box<Connect>) {
+        if !self.admits(id, &connect) {
+            return;
+        }
         let Some(tenant) = self.tenants.get(id) else {
             return;
         };
@@ -218,6 +221,7 @@ impl Shard {
             .get(id)
             .is_some_and(|t| t.connection.is_identifying())
         {
+            self.failed_to_authenticate(id, refusal.reason);
             return self.refuse(id, refusal);
         }
         let Refusal { reason, log, .. } = refusal;
@@ -226,7 +230,7 @@ impl Shard {
         });
     }
 
-    fn refuse(&mut self, id: ConnectionId, refusal: Refusal) {
+    pub(super) fn refuse(&mut self, id: ConnectionId, refusal: Refusal) {
         let Refusal {
             reason,
             log,
@@ -249,7 +253,10 @@ impl Shard {
         let attempt = attempt(joiner, tenant);
         match self.exchange.hooks.authenticate(&attempt) {
             Ok(identity) => self.known(id, identity, epoch),
-            Err(refusal) => self.refuse(id, refusal),
+            Err(refusal) => {
+                self.failed_to_authenticate(id, refusal.reason);
+                self.refuse(id, refusal);
+            }
         }
     }
 
@@ -264,6 +271,12 @@ impl Shard {
         let Some(joiner) = &mut tenant.joiner else {
             return;
         };
+        if let Some(will) = &joiner.connect.will
+            && let Some(reason) = self.exchange.too_deep(will.topic.as_str())
+        {
+            let log = "the topic of the will has too many levels (`max_topic_levels`)";
+            return self.refuse(id, Refusal::new(reason, log));
+        }
         if let Some(will) = &joiner.connect.will
             && self
                 .exchange
@@ -282,6 +295,7 @@ impl Shard {
             );
         }
         joiner.known = Some((identity, epoch));
+        self.authenticated(id);
         if self.destination(id).is_none() {
             self.join(id);
         } else if let Some(tenant) = self.tenants.get(id) {
@@ -302,6 +316,13 @@ impl Shard {
 
     /// The connection is on the shard of its session: gives it that session.
     pub(super) fn join(&mut self, id: ConnectionId) {
+        let joiner = self.tenants.get(id).and_then(|t| t.joiner.as_ref());
+        let identity = joiner.and_then(|j| j.known.as_ref().map(|(identity, _)| identity.clone()));
+        if let Some(identity) = identity
+            && !self.admits_client(id, &identity)
+        {
+            return;
+        }
         let limits = &self.exchange.limits;
         for _ in 0..MAX_AUTHENTICATIONS {
             let Some(tenant) = self.tenants.get(id) else {

@@ -47,6 +47,8 @@ impl Shard {
         };
         let dropped = tenant.outbox.drop_messages();
         let joiner = tenant.joiner.take();
+        let memory = &self.exchange.admission.queue_memory;
+        self.queued.add(tenant.outbox.uncount(), memory);
         tenant.authentication = None;
         let session_id = tenant.session.take();
         // Not that of another one, which takes over from this one.

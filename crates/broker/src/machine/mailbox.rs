@@ -18,6 +18,7 @@ use mqtt::ReasonCode;
 use journal::Position;
 
 use super::Receipt;
+use super::admitting::Search;
 use super::delivery::Delivery;
 use super::exchange::Parked;
 use super::format::Owner;
@@ -50,6 +51,8 @@ pub(crate) enum Mail {
     Inquiry(Inquiry),
     /// A trace begins or ends.
     Trace(TraceOrder),
+    /// Bans came into force.
+    Ban(Search),
     /// Close all connections once their owed answers are out.
     Drain,
     /// Close all connections now.

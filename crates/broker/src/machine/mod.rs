@@ -9,6 +9,7 @@
 //! So a test, or a simulation of many shards, drives the same code that serves sockets. A test in
 //! `tests/boundaries.rs` keeps IO and clocks out.
 
+pub(crate) mod admitting;
 pub(crate) mod alias;
 mod announcing;
 pub(crate) mod connection;

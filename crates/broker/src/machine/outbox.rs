@@ -23,6 +23,7 @@ use mqtt::{AliasedTopic, Attempt, PacketId, PublishFrame, QoS, Version};
 use super::Moment;
 use super::alias::{Alias, Aliases};
 use super::frame::Frame;
+use crate::admission::memory::Reader;
 use crate::limits::Limits;
 use crate::stats::Counters;
 
@@ -54,6 +55,9 @@ pub(crate) struct Outbox {
     aliases: Aliases,
     /// Messages written so far.
     sent: u64,
+    /// What was counted of it, and of what waits in its session, in the memory for all queues.
+    counted: usize,
+    pub(crate) reader: Reader,
 }
 
 #[derive(Debug)]
@@ -90,7 +94,33 @@ impl Outbox {
             max_packet_size: usize::MAX,
             aliases: Aliases::new(0),
             sent: 0,
+            counted: 0,
+            reader: Reader::Reading,
         }
+    }
+
+    /// Counts anew what waits, with `elsewhere` bytes in the session. Returns by how much it changed.
+    pub(crate) fn recount(&mut self, elsewhere: usize) -> isize {
+        let before = std::mem::replace(&mut self.counted, self.ready_bytes + elsewhere);
+        self.counted as isize - before as isize
+    }
+
+    /// The same after a write, which began with `before` bytes ready, and took nothing elsewhere.
+    pub(crate) fn recount_written(&mut self, before: usize) -> isize {
+        let written = before.saturating_sub(self.ready_bytes).min(self.counted);
+        self.counted -= written;
+        -(written as isize)
+    }
+
+    /// Nothing waits any more that was counted. Returns by how much that changes.
+    pub(crate) fn uncount(&mut self) -> isize {
+        -(std::mem::take(&mut self.counted) as isize)
+    }
+
+    /// Appends the answers alone to `out`.
+    pub(crate) fn write_answers(&mut self, out: &mut BytesMut) {
+        out.extend_from_slice(&self.control);
+        self.control = BytesMut::new();
     }
 
     /// Sets what the client takes, from its CONNECT.
@@ -182,8 +212,7 @@ impl Outbox {
         expired: &mut Vec<PacketId>,
     ) -> More {
         if !self.control.is_empty() {
-            out.extend_from_slice(&self.control);
-            self.control = BytesMut::new();
+            self.write_answers(out);
         }
         while out.len() < limit {
             if self.ready.front().is_none_or(|ready| ready.gate > durable) {

@@ -77,6 +77,12 @@ impl Shard {
             return;
         };
         let hash = session.hash;
+        if let Some(reason) = self.exchange.too_deep(&publish.topic) {
+            if receipt == Receipt::NONE {
+                self.counters.dropped_topic_levels.one();
+            }
+            return self.decide(session_id, receipt, reason);
+        }
         if self.exchange.hooks.may_publish(&identity, &publish.topic) == Decision::Deny {
             self.counters.dropped_unauthorized.one();
             if tenant.denials == Denials::Unseen {

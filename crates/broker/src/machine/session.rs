@@ -30,6 +30,7 @@ use super::slots::{ConnectionId, SessionId};
 use super::subscriber::TRANSIENT;
 use super::subscribing::RetainedWalk;
 use super::{Moment, Receipt};
+use crate::admission::memory::Reader;
 use crate::clients::Purged;
 use crate::hooks::{Decision, Identity};
 use crate::limits::Overflow;
@@ -238,6 +239,14 @@ impl Session {
         self.waiting.len()
     }
 
+    /// Bytes of these that are nowhere else: what stored sessions wait for is counted once for all.
+    pub(crate) fn transient_bytes(&self) -> usize {
+        match self.is_stored() {
+            true => 0,
+            false => self.waiting_bytes,
+        }
+    }
+
     /// Bytes of these.
     pub(crate) fn waiting_bytes(&self) -> usize {
         self.waiting_bytes
@@ -287,9 +296,12 @@ impl Session {
         }
         if !self.is_stored() {
             let bytes = self.waiting_bytes + outbox.as_ref().map_or(0, |o| o.ready_bytes());
+            let reader = outbox.as_ref().map_or(Reader::Stuck, |o| o.reader);
+            let room = cx.exchange.admission.queue_memory.room();
             if !planted!(cx.exchange, QueueUnbounded)
                 && (self.waiting.len() >= limits.max_queued
-                    || bytes + delivery.len() > limits.max_queued_bytes)
+                    || bytes + delivery.len() > limits.max_queued_bytes
+                    || !room.takes(bytes, delivery.len(), reader))
             {
                 if delivery.share.is_some() && delivery.message.is_some() {
                     return Offered::Overflow(Some(Box::new(delivery)));
@@ -345,6 +357,11 @@ impl Session {
         let Some(frame) = self.frame(&mut delivery, outbox, cx) else {
             return Offered::Dropped;
         };
+        let room = cx.exchange.admission.queue_memory.room();
+        if !room.takes(outbox.ready_bytes(), frame.len(), outbox.reader) {
+            cx.counters.dropped_memory.one();
+            return Offered::Dropped;
+        }
         match outbox.offer(frame, &cx.exchange.limits) {
             outbox::Offer::Queued => Offered::Queued,
             outbox::Offer::Dropped => {
@@ -357,7 +374,11 @@ impl Session {
     /// Sends what the client's window allows: first what is owed from before, then what waits.
     pub(crate) fn pump(&mut self, outbox: &mut Outbox, cx: &mut Context<'_>) {
         self.take_up_again(outbox, cx);
-        while self.flights.is_caught_up() && self.flights.has_room(self.receive_maximum) {
+        let room = cx.exchange.admission.queue_memory.room();
+        while self.flights.is_caught_up()
+            && self.flights.has_room(self.receive_maximum)
+            && room.sends_on(outbox.ready_bytes())
+        {
             let Some(mut delivery) = self.pop_waiting() else {
                 return;
             };

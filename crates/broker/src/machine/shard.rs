@@ -40,6 +40,7 @@ use super::share::Presence;
 use super::slots::{ConnectionId, SessionId, Slots};
 use super::tenants::{Departure, Farewell, News, Origin, Rest, Tenant, Tenants};
 use super::timers::Timers;
+use crate::admission::memory::{QueueTally, Reader};
 use crate::limits::Limits;
 use crate::stats::Counters;
 use crate::trace::Sink;
@@ -65,6 +66,8 @@ pub(crate) struct Shard {
     pub(super) parked: Vec<Parked>,
     pub(super) fanout: Fanout,
     pub(super) storing: Storing,
+    /// Changes of what waits for connected clients.
+    pub(super) queued: QueueTally,
     /// Connections on which retained messages are to be sent from now on.
     pub(super) walkers: Vec<ConnectionId>,
     /// Connections whose next message waits for a batch.
@@ -162,6 +165,7 @@ impl Shard {
             parked: Vec::new(),
             fanout: Fanout::default(),
             storing: Storing::default(),
+            queued: QueueTally::default(),
             walkers: Vec::new(),
             gated: BTreeSet::new(),
             spare_outputs: Vec::new(),
@@ -233,7 +237,9 @@ impl Shard {
     /// means nothing here any more. What it has to send was sent before.
     pub(crate) fn departure(&mut self, id: ConnectionId) -> Option<Departure> {
         let to = self.destination(id)?;
-        let tenant = self.tenants.remove(id)?;
+        let mut tenant = self.tenants.remove(id)?;
+        let memory = &self.exchange.admission.queue_memory;
+        self.queued.add(tenant.outbox.uncount(), memory);
         if self.is_done() {
             self.mailbox.post(Mail::Drain);
         }
@@ -317,6 +323,26 @@ impl Shard {
         more
     }
 
+    /// Appends the answers that the connection has to send, and no messages.
+    pub(crate) fn write_answers(&mut self, id: ConnectionId, out: &mut BytesMut) {
+        self.tenants.relieve(id);
+        if let Some(tenant) = self.tenants.get(id) {
+            tenant.news = News::None;
+            tenant.outbox.write_answers(out);
+        }
+    }
+
+    /// Bytes were encoded and wait for a full socket, or do not any more.
+    pub(crate) fn count_unsent(&mut self, change: isize) {
+        self.queued
+            .add(change, &self.exchange.admission.queue_memory);
+    }
+
+    /// The time of what is at hand.
+    pub(crate) fn now(&self) -> Moment {
+        self.now
+    }
+
     fn write_ready(&mut self, id: ConnectionId, out: &mut BytesMut, limit: usize) -> More {
         self.tenants.relieve(id);
         if let Some(tenant) = self.tenants.get(id) {
@@ -329,10 +355,14 @@ impl Shard {
             let Some(tenant) = self.tenants.get(id) else {
                 return More::No;
             };
+            let before = tenant.outbox.ready_bytes();
             let more =
                 tenant
                     .outbox
                     .write(self.now, stored, out, limit, &self.counters, &mut expired);
+            let memory = &self.exchange.admission.queue_memory;
+            self.queued
+                .add(tenant.outbox.recount_written(before), memory);
             if let Some(gate) = tenant.outbox.gate().filter(|gate| *gate > stored) {
                 self.gated.insert((gate, id));
             }
@@ -373,6 +403,10 @@ impl Shard {
         self.tenants.relieve(id);
         if let Some(tenant) = self.tenants.get(id) {
             tenant.rest = rest;
+            tenant.outbox.reader = match rest {
+                Rest::Awake | Rest::Asleep => Reader::Reading,
+                Rest::Blocked | Rest::Throttled => Reader::Stuck,
+            };
             if tenant.news == News::Some && rest != Rest::Blocked {
                 // It came after the task had looked.
                 tenant.rest = Rest::Awake;
@@ -389,7 +423,10 @@ impl Shard {
     /// The transport is closed: forget the connection.
     pub(crate) fn release(&mut self, id: ConnectionId) {
         self.lost(id, "the transport was closed".to_owned());
-        self.tenants.remove(id);
+        if let Some(mut tenant) = self.tenants.remove(id) {
+            let memory = &self.exchange.admission.queue_memory;
+            self.queued.add(tenant.outbox.uncount(), memory);
+        }
         if self.is_done() {
             // The last one is gone: the worker waits for just this.
             self.mailbox.post(Mail::Drain);
@@ -436,6 +473,7 @@ impl Shard {
                 }
                 Mail::Stored(position) => self.stored(position),
                 Mail::Stalled => self.stalled(),
+                Mail::Ban(search) => self.enforce(search),
                 Mail::Principal(principal, order) => self.principal(principal.as_deref(), order),
                 Mail::Inquiry(inquiry) => self.inquire(inquiry),
                 Mail::Trace(order) => self.trace_order(order),
@@ -489,6 +527,7 @@ impl Shard {
 
     /// Looks after deadlines. To be called about once a second.
     pub(crate) fn turn(&mut self) {
+        self.queued.book(&self.exchange.admission.queue_memory);
         for (filter, subscriber) in std::mem::take(&mut self.late) {
             super::subscribing::place(&self.exchange, &filter, subscriber, Presence::Online);
         }
@@ -768,7 +807,14 @@ impl Shard {
             deferred,
         };
         let tenant = session.online().and_then(|id| self.tenants.get(id));
-        Some(work(session, tenant.map(|t| &mut t.outbox), &mut cx))
+        let mut outbox = tenant.map(|t| &mut t.outbox);
+        let answer = work(session, outbox.as_deref_mut(), &mut cx);
+        if let Some(outbox) = outbox {
+            let change = outbox.recount(session.transient_bytes());
+            let memory = &self.exchange.admission.queue_memory;
+            self.queued.add(change, memory);
+        }
+        Some(answer)
     }
 
     /// As [`with_session`](Shard::with_session), for the session of a connection that is served.
@@ -842,7 +888,7 @@ impl Shard {
                 let Some(tenant) = self.tenants.get(id) else {
                     return;
                 };
-                tenant.wake_to_send();
+                tenant.wake_for_message();
                 if session_presses || tenant.outbox.is_pressing(&self.exchange.limits) {
                     self.tenants.press(id);
                 }

@@ -188,6 +188,22 @@ impl<T> Slots<T> {
         })
     }
 
+    /// The ids of those in up to `count` slots from `from` on, and the slot after them, if there is one.
+    pub(crate) fn some<Of>(
+        &self,
+        shard: usize,
+        from: usize,
+        count: usize,
+    ) -> (Vec<Place<Of>>, Option<usize>) {
+        let end = self.slots.len().min(from.saturating_add(count));
+        let ids = (from..end)
+            .zip(self.slots.iter().skip(from))
+            .filter(|(_, slot)| slot.tenant.is_some())
+            .map(|(number, slot)| Place::new(shard, number as u32, slot.tenancy))
+            .collect();
+        (ids, (end < self.slots.len()).then_some(end))
+    }
+
     /// The ids of everyone here, in the order of the slots.
     pub(crate) fn all<Of>(&self, shard: usize) -> Vec<Place<Of>> {
         (0..)

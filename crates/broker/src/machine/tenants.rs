@@ -13,6 +13,7 @@ use super::outbox::Outbox;
 use super::registry::Epoch;
 use super::slots::{ConnectionId, SessionId, Slots};
 use super::tracer::Tracer;
+use crate::admission::Fingerprint;
 use crate::hooks::{EnhancedAuthentication, Identity};
 use crate::presence::Traffic;
 use crate::proxy::Proxied;
@@ -39,6 +40,8 @@ pub(crate) struct Tenant {
     pub(crate) joiner: Option<Box<Joiner>>,
     /// An enhanced authentication under way.
     pub(crate) authentication: Option<Box<dyn EnhancedAuthentication>>,
+    /// Of its certificate, from CONNECT on.
+    pub(crate) fingerprint: Option<Box<Fingerprint>>,
     /// Set while the session has this connection.
     pub(crate) session: Option<SessionId>,
     /// The client's Receive Maximum, as far as we use it.
@@ -122,6 +125,8 @@ pub(crate) enum Rest {
     Asleep,
     /// Its socket is full: there is no use in telling it of more messages.
     Blocked,
+    /// It has had as many messages as its rate allows: told of answers, not of messages.
+    Throttled,
 }
 
 /// Whether a task that goes to rest must look again first.
@@ -164,6 +169,7 @@ impl Tenant {
             origin,
             joiner: None,
             authentication: None,
+            fingerprint: None,
             session: None,
             receive_maximum: 0,
             next_look: u64::MAX,
@@ -200,6 +206,13 @@ impl Tenant {
     pub(crate) fn wake_to_send(&mut self) {
         if self.rest != Rest::Blocked {
             self.wake();
+        }
+    }
+
+    /// There is a message to send.
+    pub(crate) fn wake_for_message(&mut self) {
+        if self.rest != Rest::Throttled {
+            self.wake_to_send();
         }
     }
 
@@ -253,7 +266,7 @@ impl Tenants {
     pub(crate) fn press(&mut self, id: ConnectionId) {
         if let Some(tenant) = self.slots.get(id)
             && tenant.pressure == Pressure::None
-            && tenant.rest != Rest::Blocked
+            && !matches!(tenant.rest, Rest::Blocked | Rest::Throttled)
         {
             tenant.pressure = Pressure::Pressing;
             self.pressing += 1;
@@ -263,6 +276,16 @@ impl Tenants {
     pub(crate) fn remove(&mut self, id: ConnectionId) -> Option<Box<Tenant>> {
         self.relieve(id);
         self.slots.remove(id)
+    }
+
+    /// The ids of those in up to `count` slots from `from` on, and where to go on.
+    pub(crate) fn some(
+        &self,
+        shard: usize,
+        from: usize,
+        count: usize,
+    ) -> (Vec<ConnectionId>, Option<usize>) {
+        self.slots.some(shard, from, count)
     }
 
     /// The ids of everyone here. Only for stopping.

@@ -6,19 +6,26 @@
 //! Sockets get TCP_NODELAY, TCP keep-alive and user timeout by inheritance from their listener (Linux,
 //! BSD), which saves four system calls for each.
 
+use std::fs::File;
+use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::broker::{Bound, StartError};
+use super::clock::Clock;
 use super::door::Door;
+use crate::admission::gate::{Entrance, Overloaded};
+use crate::admission::{PutOff, Refused};
 use crate::machine::exchange::Exchange;
 use crate::transport::{Bind, ListenerConfig, Proxies};
 
@@ -43,6 +50,12 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Pause after a failed accept: out of file descriptors, nothing else helps.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often a failing accept is logged: each of them is counted.
+const ACCEPT_TELLS: Duration = Duration::from_secs(10);
+
+/// `accept` failed because the process, or the system, has as many files open as it may.
+const OUT_OF_DESCRIPTORS: [i32; 2] = [24, 23]; // EMFILE, ENFILE: the same on every Unix
 
 /// A listener that is bound.
 #[derive(Debug)]
@@ -84,20 +97,32 @@ impl Sockets {
     }
 }
 
-/// One open socket in the count of [`Sockets`]; dropped with it.
+/// One open socket in the counts of [`Sockets`] and of its listener; dropped with it.
 #[derive(Debug)]
-pub(crate) struct Place(Arc<Sockets>);
+pub(crate) struct Place {
+    sockets: Arc<Sockets>,
+    entrance: Arc<Entrance>,
+}
 
 impl Place {
-    pub(crate) fn take(sockets: &Arc<Sockets>) -> Place {
+    pub(crate) fn take(sockets: &Arc<Sockets>, entrance: &Arc<Entrance>) -> Place {
         sockets.open.fetch_add(1, Ordering::Relaxed);
-        Place(Arc::clone(sockets))
+        entrance.enter();
+        Place {
+            sockets: Arc::clone(sockets),
+            entrance: Arc::clone(entrance),
+        }
+    }
+
+    /// Where it came in.
+    pub(crate) fn entrance(&self) -> &Arc<Entrance> {
+        &self.entrance
     }
 
     /// The place of a connection that goes to a web service, if fewer than `limit` have.
     pub(crate) fn for_web(self, limit: usize) -> Result<WebPlace, Place> {
         let taken = self
-            .0
+            .sockets
             .web
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
                 (count < limit).then_some(count + 1)
@@ -115,19 +140,20 @@ pub(crate) struct WebPlace(Place);
 
 impl Drop for WebPlace {
     fn drop(&mut self) {
-        self.0.0.web.fetch_sub(1, Ordering::Relaxed);
+        self.0.sockets.web.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.sockets.open.fetch_sub(1, Ordering::Relaxed);
+        self.entrance.leave();
     }
 }
 
 /// Opens a listener.
-pub(crate) fn bind(config: ListenerConfig) -> Result<Listener, StartError> {
-    let door = Door::new(&config).map_err(|why| StartError::Listener {
+pub(crate) fn bind(config: ListenerConfig, workers: usize) -> Result<Listener, StartError> {
+    let door = Door::new(&config, workers).map_err(|why| StartError::Listener {
         name: Arc::clone(&config.name),
         protocol: config.transport.protocol(),
         why,
@@ -254,6 +280,8 @@ async fn accept_all(listener: Listener, hand_out: &HandOut) {
             return;
         }
     };
+    let mut spare = Spare::new();
+    let mut told = None;
     loop {
         let accepted = socket.accept().await;
         // Out of this runtime's poller again: the worker's is where it will live.
@@ -263,21 +291,38 @@ async fn accept_all(listener: Listener, hand_out: &HandOut) {
                     hand_out.exchange.outside_counters().proxy_strangers.one();
                     let (listener, reason) = (&door.name, "stranger");
                     tracing::warn!(event = "proxy.refused", proxy = %peer, %listener, reason);
-                } else if let Some(place) = hand_out.place() {
-                    hand_out.give(Arrival {
+                    continue;
+                }
+                match hand_out.admit(peer, &door) {
+                    Admitted::In(place) => hand_out.give(Arrival {
                         socket: connection,
                         peer,
                         door: Arc::clone(&door),
                         place,
-                    });
+                    }),
+                    Admitted::No => {}
+                    Admitted::NotNow(put_off, place) => {
+                        drop(tokio::spawn(async move {
+                            tokio::time::sleep(Duration::from_millis(put_off.wait_ms)).await;
+                            drop((connection, place));
+                        }));
+                    }
                 }
             }
             // The peer was gone before we came.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 hand_out.exchange.outside_counters().accept_failures.one();
-                tracing::error!(event = "listener.accept_failed", listener = %bound.name, %error);
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                if told.is_none_or(|told: Instant| told.elapsed() > ACCEPT_TELLS) {
+                    told = Some(Instant::now());
+                    tracing::error!(event = "listener.accept_failed", listener = %bound.name, %error);
+                }
+                let out = error.raw_os_error();
+                if out.is_none_or(|code| !OUT_OF_DESCRIPTORS.contains(&code))
+                    || !spare.turn_away(&socket, hand_out).await
+                {
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }
@@ -291,11 +336,44 @@ fn is_stranger(door: &Door, peer: SocketAddr) -> bool {
     }
 }
 
+/// A file descriptor kept for the time when there is none left: with it the connections that wait are
+/// taken and closed, so that their clients learn of it, and do not fill the kernel's queue.
+struct Spare(Option<File>);
+
+impl Spare {
+    fn new() -> Spare {
+        Spare(File::open("/dev/null").ok())
+    }
+
+    /// Takes one connection and closes it. Says whether that was possible.
+    async fn turn_away(&mut self, socket: &tokio::net::TcpListener, hand_out: &HandOut) -> bool {
+        if self.0.take().is_none() {
+            // Somebody else was quicker the last time.
+            *self = Spare::new();
+            return false;
+        }
+        // Without waiting: without descriptors `accept` fails also when nobody is there, and whoever
+        // comes later may find that there are some again.
+        let accepted = poll_fn(|cx| Poll::Ready(socket.poll_accept(cx))).await;
+        let turned_away = matches!(accepted, Poll::Ready(Ok(_)));
+        drop(accepted);
+        *self = Spare::new();
+        if turned_away {
+            hand_out
+                .exchange
+                .outside_counters()
+                .refused(Refused::Sockets);
+        }
+        turned_away
+    }
+}
+
 /// The workers, taken in turn.
 pub(crate) struct HandOut {
     workers: Vec<mpsc::Sender<Arrival>>,
     next: AtomicUsize,
     exchange: Arc<Exchange>,
+    clock: Clock,
     sockets: Arc<Sockets>,
 }
 
@@ -303,25 +381,49 @@ impl HandOut {
     pub(crate) fn new(
         workers: Vec<mpsc::Sender<Arrival>>,
         exchange: Arc<Exchange>,
+        clock: Clock,
         sockets: Arc<Sockets>,
     ) -> HandOut {
         HandOut {
             workers,
             next: AtomicUsize::new(0),
             exchange,
+            clock,
             sockets,
         }
     }
 
-    /// A place for one more connection that is not a client yet; `None`, counted, if there are too many.
-    pub(crate) fn place(&self) -> Option<Place> {
-        let limit = self.exchange.limits.max_pending_connections;
-        let pending = self.sockets.pending(self.exchange.connections());
-        if pending >= limit {
-            self.exchange.outside_counters().overloaded_accepts.one();
-            return None;
+    /// Whether one more connection may come in; if not, that is counted.
+    pub(crate) fn admit(&self, peer: SocketAddr, door: &Door) -> Admitted {
+        let counters = self.exchange.outside_counters();
+        let limits = &self.exchange.limits;
+        if self.sockets.pending(self.exchange.connections()) >= limits.max_pending_connections {
+            counters.overloaded_accepts.one();
+            return Admitted::No;
         }
-        Some(Place::take(&self.sockets))
+        let admission = &self.exchange.admission;
+        let overloaded = match door.tls {
+            None => Overloaded::TellLater,
+            Some(_) => Overloaded::CloseNow,
+        };
+        let (now, open) = (self.clock.now(), self.sockets.open());
+        let entrance = &door.entrance;
+        let place = || Place::take(&self.sockets, entrance);
+        match admission.socket(now, peer.ip(), entrance, open, limits, overloaded) {
+            Ok(()) => Admitted::In(place()),
+            Err(refused) => {
+                counters.refused(refused);
+                let listener = &door.name;
+                tracing::debug!(event = "socket.refused", %peer, %listener, why = ?refused);
+                match refused {
+                    Refused::Overload => match admission.put_off() {
+                        Some(put_off) => Admitted::NotNow(put_off, place()),
+                        None => Admitted::No,
+                    },
+                    _ => Admitted::No,
+                }
+            }
+        }
     }
 
     /// Hands a connection to a worker; if none can take it, it is closed and counted.
@@ -339,6 +441,14 @@ impl HandOut {
     }
 }
 
+/// Whether a connection may come in.
+pub(crate) enum Admitted {
+    In(Place),
+    No,
+    /// To be closed after a while, so that not all that are refused come back at once.
+    NotNow(PutOff, Place),
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -348,7 +458,7 @@ mod tests {
     fn accepted_sockets_have_what_was_set_on_their_listener() {
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         let config = ListenerConfig::new("test", loopback, Transport::Tcp);
-        let listener = bind(config).expect("a port");
+        let listener = bind(config, 1).expect("a port");
         let _client = TcpStream::connect(listener.bound.addr).expect("it listens");
         listener.socket.set_nonblocking(false).expect("settable");
         let (accepted, _) = listener.socket.accept().expect("there is one");

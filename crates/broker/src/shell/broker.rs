@@ -18,6 +18,9 @@ use super::clock::Clock;
 use super::operator;
 use super::store::{self, Loaded, StoreError};
 use super::worker::{self, Ways};
+use crate::admission::bans::{Ban, BanTarget};
+use crate::admission::hold_off::HeldOff;
+use crate::admission::overload::Overload;
 use crate::hooks::Hooks;
 use crate::limits::Limits;
 use crate::machine::exchange::Exchange;
@@ -182,7 +185,7 @@ impl Broker {
         }
         let listeners = listeners
             .into_iter()
-            .map(acceptor::bind)
+            .map(|listener| acceptor::bind(listener, workers))
             .collect::<Result<Vec<_>, _>>()?;
         let bound = listeners.iter().map(|l| l.bound.clone()).collect();
 
@@ -224,7 +227,7 @@ impl Broker {
             threads.push(thread);
             inboxes.push(inbox);
         }
-        let hand_out = Arc::new(HandOut::new(inboxes, exchange, sockets));
+        let hand_out = Arc::new(HandOut::new(inboxes, exchange, clock, sockets));
         threads.push(acceptor::spawn(listeners, hand_out, accepting, running)?);
         inner.threads = Mutex::new(threads);
         Ok(BrokerHandle {
@@ -271,6 +274,37 @@ fn check(limits: &Limits) -> Result<(), StartError> {
             limits.max_handshakes as u64,
             1..=u64::MAX,
             "at least 1",
+        ),
+        (
+            "max_topic_levels",
+            limits.max_topic_levels as u64,
+            1..=65_536,
+            "1 to 65536: a topic has no more bytes (MQTT 5 section 1.5.4)",
+        ),
+        (
+            "max_sockets",
+            limits.max_sockets as u64,
+            1..=u64::MAX,
+            "at least 1",
+        ),
+        (
+            "max_read_memory",
+            limits.max_read_memory as u64,
+            // Three quarters of it are for large packets, and its buffer may be twice as large.
+            u64::from(limits.max_packet_size) * 4..=u64::MAX,
+            "at least four times `max_packet_size`, or the largest packet could never be received",
+        ),
+        (
+            "max_queue_memory",
+            limits.max_queue_memory as u64,
+            limits.max_queued_bytes as u64..=u64::MAX,
+            "at least `max_queued_bytes`, or one client alone would exceed it",
+        ),
+        (
+            "max_loop_delay",
+            limits.max_loop_delay.as_millis() as u64,
+            20..=60_000,
+            "20 ms to 60 s",
         ),
     ];
     for (name, value, range, allowed) in rows {
@@ -341,6 +375,7 @@ impl BrokerHandle {
         let sockets = &self.inner.sockets;
         stats.web_connections = sockets.web() as u64;
         stats.pending_connections = sockets.pending(stats.connections as usize) as u64;
+        stats.loop_delay_us = self.overload().delay_us;
         stats
     }
 
@@ -372,6 +407,41 @@ impl BrokerHandle {
     /// principal being out. What the principal's connections sent before is still served.
     pub fn disconnect_principal(&self, principal: &str, reason: ReasonCode) -> usize {
         self.inner.exchange.disconnect_principal(principal, reason)
+    }
+
+    /// Puts a ban list in the place of the one there was. Who is new in it and connected is disconnected
+    /// (an MQTT 5 client with 0x98, as 0x8A is for CONNACK alone; `disconnects` counts it as banned); who
+    /// connects is refused: closed before the handshake by address, with 0x8A in CONNACK by certificate,
+    /// client or principal. Returns at once. The list is not kept over a restart: whoever keeps it sets
+    /// it again.
+    pub fn set_bans(&self, bans: Vec<Ban>) {
+        self.inner.exchange.set_bans(bans, self.inner.clock.now());
+    }
+
+    /// The bans that have not ended.
+    pub fn bans(&self) -> Vec<Ban> {
+        let now = self.inner.clock.now();
+        self.inner.exchange.admission.bans.all(now)
+    }
+
+    /// Who is held off at the moment for failing to authenticate, or for connecting again and again
+    /// ([`Limits::hold_off`]).
+    pub fn held_off(&self) -> Vec<HeldOff> {
+        let now = self.inner.clock.now();
+        self.inner.exchange.admission.hold_offs.all(now)
+    }
+
+    /// Lets everybody in again who is held off and whom `target` names; a range of addresses names all
+    /// within it. Says whether there was anybody.
+    pub fn release(&self, target: &BanTarget) -> bool {
+        let now = self.inner.clock.now();
+        self.inner.exchange.admission.hold_offs.release(now, target)
+    }
+
+    /// How late the workers are, and whether new connections are refused for it.
+    pub fn overload(&self) -> Overload {
+        let tick = self.inner.clock.now().tick;
+        self.inner.exchange.admission.delays.now(tick)
     }
 
     /// Publishes on behalf of the program itself: to all subscribers, past access checks and tap, and

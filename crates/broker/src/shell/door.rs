@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::handshake::Handshakes;
+use crate::admission::gate::Entrance;
 use crate::transport::{ListenerConfig, Protocol, Proxies, Transport, Web, WebSocket};
 
 /// What all connections of a listener share.
@@ -12,6 +13,8 @@ pub(crate) struct Door {
     /// What its connections speak, unless they choose a WebSocket.
     pub(crate) protocol: Protocol,
     pub(crate) proxies: Proxies,
+    /// Its bounds.
+    pub(crate) entrance: Arc<Entrance>,
     /// The TLS layer, if there is one.
     pub(crate) tls: Option<Handshakes>,
     pub(crate) inside: Inside,
@@ -28,8 +31,11 @@ pub(crate) enum Inside {
 }
 
 impl Door {
-    /// Refuses what cannot be served as configured, with the remedy.
-    pub(crate) fn new(config: &ListenerConfig) -> Result<Door, &'static str> {
+    /// A listener whose connections are served by so many workers.
+    ///
+    /// # Errors
+    /// What cannot be served as configured, with the remedy.
+    pub(crate) fn new(config: &ListenerConfig, workers: usize) -> Result<Door, &'static str> {
         check(config)?;
         let (tls, inside) = match &config.transport {
             Transport::Tcp => (None, Inside::Mqtt),
@@ -47,6 +53,7 @@ impl Door {
             name: Arc::clone(&config.name),
             protocol: config.transport.kind(),
             proxies: config.proxies.clone(),
+            entrance: Arc::new(Entrance::new(&config.limits, workers)),
             tls: tls.map(|tls| Handshakes::new(tls, &inside)),
             inside,
         })

@@ -69,7 +69,7 @@ async fn enter_tls(
     place: Place,
     deadline: Instant,
 ) {
-    let shaken = handshake::shake(&worker, socket, handshakes, &mut origin, deadline).await;
+    let shaken = handshake::shake(&worker, socket, handshakes, &mut origin, &place, deadline).await;
     let Some(mut stream) = shaken else {
         return;
     };

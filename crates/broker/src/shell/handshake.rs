@@ -9,9 +9,11 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::acceptor::Place;
 use super::door::Inside;
 use super::socket::Socket;
 use super::worker::Worker;
+use crate::admission::Refused;
 use crate::machine::tenants::Origin;
 use crate::stats::{Counter, Counters};
 use crate::transport::{ClientCertificate, Tls, TlsSettings};
@@ -86,8 +88,14 @@ pub(crate) async fn shake(
     socket: Socket,
     handshakes: &Handshakes,
     origin: &mut Origin,
+    place: &Place,
     deadline: Instant,
 ) -> Option<TlsStream<Socket>> {
+    let Some(_handshake) = place.entrance().handshake() else {
+        let shard = worker.shard.borrow();
+        shard.counters().refused(Refused::Handshakes);
+        return None;
+    };
     let shaken = tokio::time::timeout_at(deadline, async {
         // Waiting for one's turn counts: who waits that long has given up or will try again.
         let _turn = worker.handshakes.acquire().await;

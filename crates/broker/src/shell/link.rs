@@ -7,7 +7,9 @@
 //!
 //! Reading pauses (TCP then slows the client down) while the connection waits for admission, while
 //! too many answers are unread by the client, while an MQTT 3.1.1 client has too many messages
-//! unacknowledged, and while another worker is too far behind with deliveries.
+//! unacknowledged, while another worker is too far behind with deliveries, and while the client, its
+//! listener or all together are faster than they may be. Messages pause in the other direction while the
+//! client has had as many as it may; answers do not.
 
 use std::future::Future;
 use std::io;
@@ -16,15 +18,20 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
-use mqtt::Decoder;
+use bytes::{Buf, BufMut, BytesMut};
+use mqtt::{Decoder, Packet};
 use tokio::io::AsyncReadExt;
 use tokio::time::Sleep;
 
 use super::acceptor::Place;
+use super::partial::{Fits, Partial};
 use super::socket::Movable;
 use super::worker::{READ_BUFFER, Worker};
+use crate::admission::gate::Entrance;
+use crate::admission::meter::{Came, Inbound, Outbound};
 use crate::machine::connection::Appetite;
+use crate::machine::exchange::Exchange;
+use crate::machine::shard::Shard;
 use crate::machine::slots::ConnectionId;
 use crate::machine::tenants::{Departure, Farewell, Origin, Rest};
 
@@ -52,14 +59,41 @@ pub(crate) struct Link<S> {
     transport: Option<S>,
     decoder: Decoder,
     /// Received, and not a whole packet yet or not wanted yet.
-    partial: BytesMut,
+    partial: Partial,
     /// Encoded, and refused by the full socket.
     unsent: BytesMut,
     flushing: Flushing,
     stage: Stage,
+    inbound: Inbound,
+    /// There if the client has rates out.
+    outbound: Option<Box<Sending>>,
     /// Set while the link closes or is held up.
     timer: Option<Pin<Box<Sleep>>>,
     place: Option<Place>,
+}
+
+/// What a client has had of its rates out.
+struct Sending {
+    rates: Outbound,
+    /// Set while no message is to be sent.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Sending {
+    fn new(exchange: &Exchange) -> Option<Box<Sending>> {
+        let rates = Outbound::new(&exchange.admission.paces)?;
+        Some(Box::new(Sending { rates, timer: None }))
+    }
+
+    /// Whether no message is to be sent now; if so, the task is woken when that is over.
+    fn is_held(&mut self, cx: &mut Context<'_>) -> bool {
+        if let Some(timer) = &mut self.timer
+            && timer.as_mut().poll(cx).is_ready()
+        {
+            self.timer = None;
+        }
+        self.timer.is_some()
+    }
 }
 
 /// A connection between two workers.
@@ -67,7 +101,7 @@ pub(crate) struct Parcel<S> {
     departure: Departure,
     transport: S,
     decoder: Decoder,
-    partial: BytesMut,
+    partial: Partial,
     unsent: BytesMut,
     place: Option<Place>,
 }
@@ -107,15 +141,18 @@ where
         shard.set_time(worker.clock.now());
         let id = shard.open(origin)?;
         drop(shard);
+        let outbound = Sending::new(&worker.exchange);
         Some(Link {
             worker,
             id,
             transport: Some(transport),
             decoder: Decoder::for_server(max_packet_size),
-            partial: BytesMut::new(),
+            partial: Partial::default(),
             unsent: BytesMut::new(),
             flushing: Flushing::Clean,
             stage: Stage::Open,
+            inbound: Inbound::default(),
+            outbound,
             timer: None,
             place: Some(place),
         })
@@ -137,7 +174,9 @@ where
         let Some(id) = shard.arrive(departure) else {
             return Ok(None);
         };
+        shard.count_unsent(unsent.len() as isize);
         drop(shard);
+        let outbound = Sending::new(&worker.exchange);
         Ok(Some(Link {
             worker,
             id,
@@ -147,6 +186,9 @@ where
             unsent,
             flushing: Flushing::Needed,
             stage: Stage::Open,
+            // What it used before it was known who it is, is forgiven.
+            inbound: Inbound::default(),
+            outbound,
             timer: None,
             place,
         }))
@@ -158,6 +200,7 @@ where
         let Some(departure) = shard.departure(self.id) else {
             return Ok(false);
         };
+        shard.count_unsent(-(self.unsent.len() as isize));
         drop(shard);
         let Some(mut transport) = self.transport.take() else {
             return Ok(false);
@@ -224,7 +267,7 @@ where
                 }
                 let close_timeout = self.worker.exchange.limits.close_timeout;
                 self.timer = Some(Box::pin(tokio::time::sleep(close_timeout)));
-                self.partial = BytesMut::new();
+                self.partial = Partial::default();
                 self.stage = Stage::Flush(farewell);
                 continue;
             }
@@ -239,7 +282,7 @@ where
             if self.worker.shard.borrow_mut().appetite(self.id) != Appetite::Hungry {
                 return Poll::Pending;
             }
-            ready!(self.pause_if_congested(cx));
+            ready!(self.pause(cx));
             taken += ready!(self.receive(cx))?;
         }
     }
@@ -255,6 +298,8 @@ where
                     Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
                     Poll::Ready(written) => {
                         self.unsent.advance(written);
+                        let mut shard = self.worker.shard.borrow_mut();
+                        shard.count_unsent(-(written as isize));
                         self.flushing = Flushing::Needed;
                     }
                     Poll::Pending => return Ok(Poll::Pending),
@@ -265,7 +310,14 @@ where
             let mut scratch = worker.scratch.borrow_mut();
             scratch.write.clear();
             let mut shard = worker.shard.borrow_mut();
-            shard.write(self.id, &mut scratch.write, WRITE_CHUNK);
+            match &mut self.outbound {
+                Some(sending) if self.stage == Stage::Open => {
+                    sending.write(cx, &worker, &mut shard, self.id, &mut scratch.write);
+                }
+                _ => {
+                    shard.write(self.id, &mut scratch.write, WRITE_CHUNK);
+                }
+            }
             if scratch.write.is_empty() {
                 break;
             }
@@ -280,6 +332,8 @@ where
             self.flushing = Flushing::Needed;
             if written < scratch.write.len() {
                 self.unsent.extend_from_slice(&scratch.write[written..]);
+                let mut shard = worker.shard.borrow_mut();
+                shard.count_unsent(self.unsent.len() as isize);
             }
             if scratch.write.capacity() > 4 * WRITE_CHUNK {
                 // One huge message passed through; do not keep its room for ever.
@@ -298,15 +352,29 @@ where
     /// Reads once and hands in all packets that are complete. Returns the bytes read.
     fn receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let worker = Rc::clone(&self.worker);
-        if !self.partial.is_empty() {
-            let growth = self.partial.len().clamp(MIN_READ, MAX_GROWTH);
-            self.partial.reserve(growth);
+        let tick = worker.shard.borrow().now().tick;
+        let paces = &worker.exchange.admission.paces;
+        let most = self.inbound.room(paces, tick, READ_BUFFER);
+        if let Some(partial) = self.partial.bytes() {
+            let growth = partial.len().clamp(MIN_READ, MAX_GROWTH);
+            partial.reserve(growth);
+            if self.partial.recount() == Fits::No {
+                self.out_of_memory();
+                return Poll::Ready(Ok(0));
+            }
+        }
+        if let Some(partial) = self.partial.bytes() {
             let Some(transport) = &mut self.transport else {
                 return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
             };
-            let read = pin!(transport.read_buf(&mut self.partial)).poll(cx);
+            let mut room = partial.limit(most);
+            let read = pin!(transport.read_buf(&mut room)).poll(cx);
             let count = ready!(read)?;
             self.received(&worker, count)?;
+            self.charge(Came {
+                messages: 0,
+                bytes: count as u64,
+            });
             self.decode_partial();
             return Poll::Ready(Ok(count));
         }
@@ -316,15 +384,52 @@ where
             buffer.reserve(READ_BUFFER);
         }
         let mut transport = self.transport()?;
-        let read = pin!(transport.read_buf(buffer)).poll(cx);
+        let mut room = (&mut *buffer).limit(most);
+        let read = pin!(transport.read_buf(&mut room)).poll(cx);
         let count = ready!(read)?;
         self.received(&worker, count)?;
-        decode(&worker, self.id, &mut self.decoder, buffer);
+        let messages = decode(&worker, self.id, &mut self.decoder, buffer);
+        let mut fits = Fits::Yes;
         if !buffer.is_empty() {
-            self.partial.extend_from_slice(buffer);
+            fits = self.partial.keep(&worker.exchange, buffer);
             buffer.clear();
         }
+        drop(scratch);
+        self.charge(Came {
+            messages,
+            bytes: count as u64,
+        });
+        if fits == Fits::No {
+            self.out_of_memory();
+        }
         Poll::Ready(Ok(count))
+    }
+
+    /// There is no memory for what was received: the connection ends.
+    fn out_of_memory(&mut self) {
+        self.partial = Partial::default();
+        let mut shard = self.worker.shard.borrow_mut();
+        shard.out_of_read_memory(self.id);
+        shard.settle();
+    }
+
+    /// Counts what came against the rates; when one is exceeded, the next read waits.
+    fn charge(&mut self, came: Came) {
+        let admission = &self.worker.exchange.admission;
+        let mut shard = self.worker.shard.borrow_mut();
+        let tick = shard.now().tick;
+        let place = self.place.as_ref().map(|place| &**place.entrance());
+        if admission.shares_rates() || place.is_some_and(Entrance::shares_rates) {
+            // Whether anybody waits for these is looked at before each read.
+            admission.charge_shared(place, self.worker.number, tick, came);
+        }
+        let wait = self
+            .inbound
+            .charge(&admission.paces, tick, came, shard.counters());
+        if let Some(wait) = wait {
+            shard.not_read_before(self.id, tick.saturating_add(wait));
+            self.timer = Some(Box::pin(tokio::time::sleep(Duration::from_millis(wait))));
+        }
     }
 
     fn received(&self, worker: &Worker, count: usize) -> io::Result<()> {
@@ -339,27 +444,51 @@ where
 
     /// Decodes what was kept. Says whether that led to anything that may need more than waiting.
     fn decode_partial(&mut self) -> bool {
-        let before = self.partial.len();
-        decode(&self.worker, self.id, &mut self.decoder, &mut self.partial);
-        let progress = self.partial.len() < before;
-        if self.partial.is_empty() {
-            self.partial = BytesMut::new();
+        let Some(bytes) = self.partial.bytes() else {
+            return false;
+        };
+        let before = bytes.len();
+        let messages = decode(&self.worker, self.id, &mut self.decoder, bytes);
+        let progress = bytes.len() < before;
+        // Less than before: it fits.
+        let _ = self.partial.recount();
+        if messages > 0 {
+            self.charge(Came { messages, bytes: 0 });
         }
         progress || self.worker.shard.borrow_mut().farewell(self.id).is_some()
     }
 
-    /// Holds a publisher up while another worker cannot follow.
-    fn pause_if_congested(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Holds a publisher up while another worker cannot follow, and while it is too fast.
+    fn pause(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if let Some(timer) = &mut self.timer {
                 ready!(timer.as_mut().poll(cx));
                 self.timer = None;
             }
-            if !self.worker.exchange.is_congested() {
-                return Poll::Ready(());
-            }
-            self.timer = Some(Box::pin(tokio::time::sleep(CONGESTION_PAUSE)));
+            let wait = match self.worker.exchange.is_congested() {
+                true => CONGESTION_PAUSE,
+                false => match self.shared_wait() {
+                    Some(wait) => wait,
+                    None => return Poll::Ready(()),
+                },
+            };
+            self.timer = Some(Box::pin(tokio::time::sleep(wait)));
         }
+    }
+
+    /// How long to wait because all together are too fast.
+    fn shared_wait(&self) -> Option<Duration> {
+        let admission = &self.worker.exchange.admission;
+        let place = self.place.as_ref().map(|place| &**place.entrance());
+        if !admission.is_closed(place) {
+            return None;
+        }
+        let mut shard = self.worker.shard.borrow_mut();
+        shard.set_time(self.worker.clock.now());
+        let tick = shard.now().tick;
+        let wait = admission.shared_wait(place, tick, shard.counters())?;
+        shard.not_read_before(self.id, tick + wait);
+        Some(Duration::from_millis(wait))
     }
 
     /// Reads and forgets, until the other side closes.
@@ -389,8 +518,44 @@ where
     }
 }
 
-/// Hands in the packets at the front of `buffer`, as many as are complete and wanted.
-fn decode(worker: &Worker, id: ConnectionId, decoder: &mut Decoder, buffer: &mut BytesMut) {
+impl Sending {
+    /// Appends what there is to send: of messages as many as there may be now, of answers all.
+    fn write(
+        &mut self,
+        cx: &mut Context<'_>,
+        worker: &Worker,
+        shard: &mut Shard,
+        id: ConnectionId,
+        out: &mut BytesMut,
+    ) {
+        if self.is_held(cx) {
+            return shard.write_answers(id, out);
+        }
+        shard.set_time(worker.clock.now());
+        let tick = shard.now().tick;
+        let paces = &worker.exchange.admission.paces;
+        // A worker writes for one connection at a time: what it counts meanwhile is this one's.
+        let before = shard.counters().messages_out();
+        shard.write(id, out, self.rates.room(paces, tick, WRITE_CHUNK));
+        let messages = shard.counters().messages_out() - before;
+        if messages == 0 {
+            return;
+        }
+        let went = Came {
+            messages,
+            bytes: out.len() as u64,
+        };
+        if let Some(wait) = self.rates.charge(paces, tick, went, shard.counters()) {
+            let wait = Duration::from_millis(wait);
+            self.timer = Some(Box::pin(tokio::time::sleep(wait)));
+        }
+    }
+}
+
+/// Hands in the packets at the front of `buffer`, as many as are complete and wanted. Returns how many of
+/// them were messages.
+fn decode(worker: &Worker, id: ConnectionId, decoder: &mut Decoder, buffer: &mut BytesMut) -> u64 {
+    let mut messages = 0;
     let mut shard = worker.shard.borrow_mut();
     while !shard.is_pressed() {
         match shard.appetite(id) {
@@ -402,7 +567,10 @@ fn decode(worker: &Worker, id: ConnectionId, decoder: &mut Decoder, buffer: &mut
             }
         }
         match decoder.decode(buffer) {
-            Ok(Some(packet)) => shard.packet(id, packet),
+            Ok(Some(packet)) => {
+                messages += u64::from(matches!(packet, Packet::Publish(_)));
+                shard.packet(id, packet);
+            }
             Ok(None) => break,
             Err(error) => {
                 shard.malformed(id, error, decoder.version());
@@ -412,6 +580,7 @@ fn decode(worker: &Worker, id: ConnectionId, decoder: &mut Decoder, buffer: &mut
         }
     }
     shard.settle();
+    messages
 }
 
 impl<S> Future for Link<S>
@@ -425,9 +594,11 @@ where
         link.worker.shard.borrow_mut().awake(link.id);
         match link.run(cx) {
             Poll::Pending => {
-                let rest = match link.unsent.is_empty() {
-                    true => Rest::Asleep,
-                    false => Rest::Blocked,
+                let held = link.outbound.as_ref().is_some_and(|o| o.timer.is_some());
+                let rest = match (link.unsent.is_empty(), held) {
+                    (true, false) => Rest::Asleep,
+                    (true, true) => Rest::Throttled,
+                    (false, _) => Rest::Blocked,
                 };
                 let mut shard = link.worker.shard.borrow_mut();
                 shard.sleep(link.id, rest, cx.waker());
@@ -451,6 +622,7 @@ impl<S> Drop for Link<S> {
         // Also after a panic in the task, or when the runtime goes: nobody may stay registered whose
         // transport is gone. Should the shard itself be what panicked, there is nothing to tell it.
         if let Ok(mut shard) = self.worker.shard.try_borrow_mut() {
+            shard.count_unsent(-(self.unsent.len() as isize));
             shard.release(self.id);
             shard.settle();
         }

@@ -19,6 +19,7 @@ pub(crate) mod handshake;
 pub(crate) mod link;
 pub(crate) mod on_behalf;
 pub(crate) mod operator;
+pub(crate) mod partial;
 pub(crate) mod proxied;
 pub(crate) mod socket;
 pub(crate) mod store;

@@ -206,6 +206,8 @@ async fn answer(mut stream: impl Movable, read: BytesMut, words: Words, limits: 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ListenerLimits;
+    use crate::admission::gate::Entrance;
     use crate::shell::acceptor::Sockets;
     use crate::shell::socket::Socket;
 
@@ -220,8 +222,11 @@ mod tests {
         accepted.set_nonblocking(true).expect("settable");
 
         let sockets = Arc::new(Sockets::default());
-        let place = Place::take(&sockets).for_web(1).expect("room for one");
-        let another = Place::take(&sockets).for_web(1);
+        let entrance = Arc::new(Entrance::new(&ListenerLimits::default(), 1));
+        let place = Place::take(&sockets, &entrance)
+            .for_web(1)
+            .expect("room for one");
+        let another = Place::take(&sockets, &entrance).for_web(1);
         drop(another.expect_err("and for no more"));
         assert_eq!((sockets.web(), sockets.pending(0)), (1, 0));
 

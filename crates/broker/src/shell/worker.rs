@@ -20,6 +20,7 @@ use super::clock::Clock;
 use super::entrance;
 use super::link::{Link, Parcel};
 use super::socket::{Movable, Socket};
+use crate::admission::overload::PROBE;
 use crate::machine::exchange::Exchange;
 use crate::machine::mailbox::Mail;
 use crate::machine::shard::Shard;
@@ -34,6 +35,7 @@ pub(crate) const READ_BUFFER: usize = 64 * 1024;
 
 /// What all tasks of a worker share. Borrowed for a moment at a time, never across an await.
 pub(crate) struct Worker {
+    pub(crate) number: usize,
     pub(crate) shard: RefCell<Shard>,
     pub(crate) scratch: RefCell<Scratch>,
     pub(crate) clock: Clock,
@@ -98,6 +100,7 @@ pub(crate) fn spawn(
             let _ = started.send(Ok(()));
             let handshakes = exchange.limits.max_handshakes.div_ceil(exchange.shards());
             let worker = Rc::new(Worker {
+                number,
                 shard: RefCell::new(shard),
                 scratch: RefCell::new(Scratch {
                     read: BytesMut::with_capacity(READ_BUFFER),
@@ -152,12 +155,20 @@ async fn work(
     let mut mail = VecDeque::new();
     let mut seconds = tokio::time::interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut probes = tokio::time::interval(PROBE);
+    probes.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let arrival = poll_fn(|cx| {
             // All are looked at each time: however much there is of one, the others get on.
             let left = !mail.is_empty();
             let mail_came = !left && mailbox.take(&mut mail, cx.waker());
             let ticked = seconds.poll_tick(cx).is_ready();
+            // Asked for until it says that there is nothing, or it would not wake us.
+            while let Poll::Ready(due) = probes.poll_tick(cx) {
+                let tick = worker.clock.now().tick;
+                let delays = &worker.exchange.admission.delays;
+                delays.looked(number, tick, due.elapsed());
+            }
             let mut moved = false;
             while let Poll::Ready(Some(removal)) = removals.poll_recv(cx) {
                 moved = true;
@@ -175,6 +186,7 @@ async fn work(
             drop(tokio::task::spawn_local(serve(Rc::clone(&worker), arrival)));
         }
         if worker.look_after(&mut mail).is_break() {
+            worker.exchange.admission.delays.ended(number);
             return;
         }
         // Mail may be long and arrivals many: connections get their turn in between.

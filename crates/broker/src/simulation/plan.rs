@@ -7,6 +7,7 @@ use mqtt::{QoS, Version};
 
 use super::dice::Dice;
 use super::topics::{self, Wildcards};
+use crate::admission::hold_off::HoldOff;
 use crate::limits::{Limits, Overflow};
 use crate::machine::share::ShareStrategy;
 
@@ -168,6 +169,12 @@ fn draw_limits(dice: &mut Dice, room: Room) -> Limits {
         topic_alias_maximum: *dice.pick(&[0, 2, 16]),
         topic_alias_maximum_out: *dice.pick(&[0, 1, 3, 16]),
         session_expiry_max: Duration::from_secs(*dice.pick(&[30, 3600, 7 * 24 * 3600])),
+        // Its clients come as often as they like.
+        hold_off: HoldOff {
+            failures: 0,
+            connects: 0,
+            ..HoldOff::default()
+        },
         overflow: *dice.pick(&[
             Overflow::RefuseNew,
             Overflow::DropOldest,

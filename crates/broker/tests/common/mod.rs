@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use broker::{
     Acknowledge, AuthStep, Broker, BrokerConfig, BrokerHandle, ConnectAttempt, Decision,
-    EnhancedAuthentication, Hooks, Identity, Limits, ListenerConfig, Proxied, Refusal, Store,
-    StoreConfig, Tap, Transport,
+    EnhancedAuthentication, HoldOff, Hooks, Identity, Limits, ListenerConfig, Proxied, Refusal,
+    Store, StoreConfig, Tap, Transport,
 };
 use mqtt::{
     Bytes, BytesMut, ConnAck, Connect, Decoder, Disconnect, Packet, PacketId, PubAck, PubComp,
@@ -248,8 +248,17 @@ fn open(listener: ListenerConfig, limits: Limits, store: Store, outside: Arc<Out
     }
 }
 
+/// A broker with the default limits, except that clients come and fail as often as the test likes.
 pub fn start_tcp() -> Setup {
-    start(Transport::Tcp, Limits::default())
+    let limits = Limits {
+        hold_off: HoldOff {
+            failures: 0,
+            connects: 0,
+            ..HoldOff::default()
+        },
+        ..Limits::default()
+    };
+    start(Transport::Tcp, limits)
 }
 
 pub fn start_with(limits: Limits) -> Setup {

@@ -1,0 +1,487 @@
+//! Who comes too often is held off for a while: bad credentials, and clients that flap.
+//!
+//! *Bad credentials.* Counted by who can be told apart without trusting what they say:
+//!
+//! - a client certificate, whose key TLS has proven: held off wherever it comes from;
+//! - else the client identifier it claims, *from this address*: held off there only, as anybody can claim
+//!   the identifier of another car, and must not be able to lock that one out;
+//! - the address (for IPv6 its /64), by the number of *different* clients that failed there; each good
+//!   connect from it excuses as many as it takes. So one bad car does not lock out the fleet that shares
+//!   its address, and somebody who tries one identifier after the other does lock out himself.
+//!
+//! *Flapping.* Counted by principal and client identifier after authentication, takeovers included: two
+//! devices with one identifier that throw each other out are found like this.
+//!
+//! In memory only: a restart forgives.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::bans::BanTarget;
+use super::watchlist::{Begun, Held, Watchlist};
+use super::{Fingerprint, network_of};
+use crate::address_range::AddressRange;
+use crate::machine::Moment;
+use crate::machine::exchange::hash;
+
+/// When somebody is held off, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HoldOff {
+    /// Failed authentications; at this many, whoever failed is held off: closed before the handshake, or
+    /// 0x9F in CONNACK. 10: a person mistyping gives up before. 0: nobody is.
+    pub failures: u32,
+    /// Successful connects of one client; with one more it is held off: 0x9F in CONNACK. 30: a car on
+    /// the worst of links needs some seconds for each. 0: nobody is.
+    pub connects: u32,
+    /// The time within which both are counted. 60 s.
+    pub within: Duration,
+    /// How long it lasts. 5 minutes.
+    pub lasts: Duration,
+    /// Clients, certificates and addresses counted at a time, and as many held, of either kind; the
+    /// oldest go. 16,384: some 20 MiB at most.
+    pub max_entries: usize,
+}
+
+impl Default for HoldOff {
+    fn default() -> HoldOff {
+        HoldOff {
+            failures: 10,
+            connects: 30,
+            within: Duration::from_secs(60),
+            lasts: Duration::from_secs(300),
+            max_entries: 16_384,
+        }
+    }
+}
+
+/// Somebody who is held off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldOff {
+    /// Who. A client of whom only the identifier it claims is known is held off at one address only.
+    pub target: BanTarget,
+    /// Why.
+    pub why: HoldOffReason,
+    /// Until when: microseconds since the Unix epoch.
+    pub until_us: i64,
+    /// How often it had happened when it was held off.
+    pub count: u32,
+}
+
+/// Why somebody is held off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HoldOffReason {
+    /// Too many failed authentications.
+    BadCredentials,
+    /// Too many successful connects.
+    Flapping,
+}
+
+/// Who wants to connect, as far as it is known before it is known who it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Applicant<'a> {
+    pub(crate) address: IpAddr,
+    pub(crate) certificate: Option<&'a Fingerprint>,
+    /// What it claims to be.
+    pub(crate) client_id: &'a str,
+}
+
+/// Of whom failures are counted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Suspect {
+    Address(IpAddr),
+    ClientAt(IpAddr, Arc<str>),
+    Certificate(Fingerprint),
+}
+
+/// Of whom connects are counted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Flapper {
+    principal: Arc<str>,
+    client_id: Arc<str>,
+}
+
+/// Who is watched and who is held off.
+pub(crate) struct HoldOffs {
+    rules: HoldOff,
+    /// Whether anybody failed, and whether anybody is held off for it: most brokers need not look.
+    failed: AtomicBool,
+    holds: AtomicBool,
+    suspects: Mutex<Watchlist<Suspect>>,
+    flappers: Mutex<Watchlist<Flapper>>,
+}
+
+impl HoldOffs {
+    pub(crate) fn new(rules: HoldOff) -> HoldOffs {
+        HoldOffs {
+            rules,
+            failed: AtomicBool::new(false),
+            holds: AtomicBool::new(false),
+            suspects: Mutex::new(Watchlist::new(rules.max_entries)),
+            flappers: Mutex::new(Watchlist::new(rules.max_entries)),
+        }
+    }
+
+    /// Whether nothing is taken from this address.
+    pub(crate) fn is_address_held(&self, now: Moment, address: IpAddr) -> bool {
+        let suspect = || Suspect::Address(network_of(address));
+        self.holds.load(Ordering::Relaxed) && self.suspects().is_held(&suspect(), now.tick)
+    }
+
+    /// Whether somebody who failed too often comes again.
+    pub(crate) fn is_held(&self, now: Moment, who: &Applicant<'_>) -> bool {
+        if !self.holds.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut suspects = self.suspects();
+        if suspects.all(now.tick).next().is_none() {
+            self.holds.store(false, Ordering::Relaxed);
+            return false;
+        }
+        let address = Suspect::Address(network_of(who.address));
+        suspects.is_held(&address, now.tick) || suspects.is_held(&suspect(who), now.tick)
+    }
+
+    /// Somebody failed to authenticate. Says who is held off from now on.
+    pub(crate) fn failed(&self, now: Moment, who: &Applicant<'_>) -> Option<BanTarget> {
+        if self.rules.failures == 0 {
+            return None;
+        }
+        let within = self.rules.within.as_millis() as u64;
+        let most = self.rules.failures;
+        self.failed.store(true, Ordering::Relaxed);
+        let mut suspects = self.suspects();
+        let suspect = suspect(who);
+        let (tally, begun) = suspects.tally(&suspect, now.tick, within);
+        tally.bad += 1;
+        let own = tally.bad;
+        let mut held = None;
+        if own >= most {
+            held = self.hold(&mut suspects, now, &suspect, own);
+        }
+        // Who gives no name is a different one each time.
+        if begun == Begun::Now || who.certificate.is_none() && who.client_id.is_empty() {
+            let address = Suspect::Address(network_of(who.address));
+            let (tally, _) = suspects.tally(&address, now.tick, within);
+            tally.bad += 1;
+            let (bad, good) = (tally.bad, tally.good);
+            if bad >= most.saturating_mul(good.saturating_add(1)) {
+                held = self.hold(&mut suspects, now, &address, bad);
+            }
+        }
+        held
+    }
+
+    fn hold(
+        &self,
+        suspects: &mut Watchlist<Suspect>,
+        now: Moment,
+        who: &Suspect,
+        count: u32,
+    ) -> Option<BanTarget> {
+        let until = now.tick + self.rules.lasts.as_millis() as u64;
+        suspects.hold(who, Held { until, count }, now.tick);
+        self.holds.store(true, Ordering::Relaxed);
+        Some(who.target())
+    }
+
+    /// Somebody authenticated.
+    pub(crate) fn succeeded(&self, now: Moment, address: IpAddr) {
+        if !self.failed.load(Ordering::Relaxed) {
+            return;
+        }
+        let within = self.rules.within.as_millis() as u64;
+        let address = Suspect::Address(network_of(address));
+        if let Some(tally) = self.suspects().known(&address, now.tick, within) {
+            tally.good = tally.good.saturating_add(1);
+        }
+    }
+
+    /// Somebody who authenticated connects; counts it. Says whether it may.
+    pub(crate) fn connects(&self, now: Moment, principal: &Arc<str>, client_id: &Arc<str>) -> bool {
+        if self.rules.connects == 0 {
+            return true;
+        }
+        let who = Flapper {
+            principal: short(principal),
+            client_id: short(client_id),
+        };
+        let mut flappers = self.flappers();
+        if flappers.holds_any() && flappers.is_held(&who, now.tick) {
+            return false;
+        }
+        let within = self.rules.within.as_millis() as u64;
+        let (tally, _) = flappers.tally(&who, now.tick, within);
+        tally.bad += 1;
+        let count = tally.bad;
+        if count <= self.rules.connects {
+            return true;
+        }
+        let until = now.tick + self.rules.lasts.as_millis() as u64;
+        flappers.hold(&who, Held { until, count }, now.tick);
+        false
+    }
+
+    /// All who are held off now.
+    pub(crate) fn all(&self, now: Moment) -> Vec<HeldOff> {
+        let until_us = |held: Held| {
+            let left = held.until.saturating_sub(now.tick);
+            now.wall_us.saturating_add(left.saturating_mul(1000) as i64)
+        };
+        let mut all = Vec::new();
+        for (who, held) in self.suspects().all(now.tick) {
+            all.push(HeldOff {
+                target: who.target(),
+                why: HoldOffReason::BadCredentials,
+                until_us: until_us(held),
+                count: held.count,
+            });
+        }
+        for (who, held) in self.flappers().all(now.tick) {
+            all.push(HeldOff {
+                target: BanTarget::Client(Arc::clone(&who.client_id)),
+                why: HoldOffReason::Flapping,
+                until_us: until_us(held),
+                count: held.count,
+            });
+        }
+        all.sort_unstable_by(|a, b| (&a.target, a.until_us).cmp(&(&b.target, b.until_us)));
+        all
+    }
+
+    /// Lets go of whoever `target` names. Says whether there was anybody.
+    pub(crate) fn release(&self, now: Moment, target: &BanTarget) -> bool {
+        let suspects = self.suspects().release(|who| who.is_of(target), now.tick);
+        let flappers = self.flappers().release(
+            |who| match target {
+                BanTarget::Client(id) => who.client_id == short(id),
+                BanTarget::Principal(name) => who.principal == short(name),
+                BanTarget::Addresses(_) | BanTarget::Certificate(_) => false,
+            },
+            now.tick,
+        );
+        suspects + flappers > 0
+    }
+
+    fn suspects(&self) -> MutexGuard<'_, Watchlist<Suspect>> {
+        // Nothing that can panic runs under the lock.
+        self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn flappers(&self) -> MutexGuard<'_, Watchlist<Flapper>> {
+        self.flappers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Suspect {
+    fn target(&self) -> BanTarget {
+        match self {
+            Suspect::Address(address) => BanTarget::Addresses(range(*address)),
+            Suspect::ClientAt(_, id) => BanTarget::Client(Arc::clone(id)),
+            Suspect::Certificate(fingerprint) => BanTarget::Certificate(*fingerprint),
+        }
+    }
+
+    fn is_of(&self, target: &BanTarget) -> bool {
+        match (self, target) {
+            (Suspect::Address(address), BanTarget::Addresses(range)) => range.contains(*address),
+            (Suspect::ClientAt(_, id), BanTarget::Client(named)) => *id == short(named),
+            (Suspect::Certificate(print), BanTarget::Certificate(named)) => print == named,
+            _ => false,
+        }
+    }
+}
+
+fn suspect(who: &Applicant<'_>) -> Suspect {
+    match who.certificate {
+        Some(fingerprint) => Suspect::Certificate(*fingerprint),
+        None => Suspect::ClientAt(network_of(who.address), short(&who.client_id.into())),
+    }
+}
+
+/// The range that [`network_of`] stands for.
+fn range(address: IpAddr) -> AddressRange {
+    match address {
+        IpAddr::V4(_) => address.into(),
+        // The lower half is 0, so it is a range.
+        IpAddr::V6(_) => format!("{address}/64")
+            .parse()
+            .unwrap_or_else(|_| address.into()),
+    }
+}
+
+/// A name that is kept for its own sake, and may be 64 KiB long: of a long one the beginning, and a hash
+/// of all of it.
+fn short(name: &Arc<str>) -> Arc<str> {
+    const LONG: usize = 128;
+    if name.len() <= LONG {
+        return Arc::clone(name);
+    }
+    let start = &name[..name.floor_char_boundary(LONG - 20)];
+    format!("{start}…{:016x}", hash(0, name.as_bytes())).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULES: HoldOff = HoldOff {
+        failures: 3,
+        connects: 4,
+        within: Duration::from_secs(60),
+        lasts: Duration::from_secs(300),
+        max_entries: 100,
+    };
+
+    fn at(seconds: u64) -> Moment {
+        Moment {
+            tick: seconds * 1000,
+            wall_us: seconds as i64 * 1_000_000,
+        }
+    }
+
+    fn from<'a>(address: &str, client_id: &'a str) -> Applicant<'a> {
+        Applicant {
+            address: address.parse().expect("an address"),
+            certificate: None,
+            client_id,
+        }
+    }
+
+    #[test]
+    fn one_bad_car_does_not_lock_out_the_fleet_behind_its_address() {
+        let holds = HoldOffs::new(RULES);
+        let bad = from("203.0.113.7", "bad");
+        for second in 0..2 {
+            assert_eq!(holds.failed(at(second), &bad), None);
+        }
+        let held = holds.failed(at(2), &bad);
+        assert_eq!(held, Some(BanTarget::Client("bad".into())));
+        assert!(holds.is_held(at(2), &bad));
+        assert!(!holds.is_held(at(2), &from("203.0.113.7", "good")));
+        assert!(!holds.is_address_held(at(2), bad.address));
+        // Who claims its name elsewhere locks nobody out.
+        assert!(!holds.is_held(at(2), &from("198.51.100.1", "bad")));
+        assert!(!holds.is_held(at(302), &bad), "it is over");
+        assert!(holds.all(at(302)).is_empty());
+    }
+
+    #[test]
+    fn an_address_where_one_after_the_other_fails_is_held_off() {
+        let holds = HoldOffs::new(RULES);
+        for name in ["a", "b"] {
+            assert_eq!(holds.failed(at(0), &from("203.0.113.7", name)), None);
+        }
+        let target = holds.failed(at(0), &from("203.0.113.7", "c"));
+        let range = "203.0.113.7".parse().expect("a range");
+        assert_eq!(target, Some(BanTarget::Addresses(range)));
+        let good = from("203.0.113.7", "good");
+        assert!(holds.is_held(at(1), &good) && holds.is_address_held(at(1), good.address));
+        let all = holds.all(at(1));
+        assert_eq!(
+            (all.len(), all[0].count, all[0].until_us),
+            (1, 3, 300_000_000)
+        );
+        assert!(holds.release(
+            at(1),
+            &BanTarget::Addresses("203.0.113.0/24".parse().expect("a range"))
+        ));
+        assert!(!holds.release(at(1), &BanTarget::Addresses(range)));
+        assert!(!holds.is_held(at(1), &good));
+    }
+
+    #[test]
+    fn good_connects_excuse_an_address() {
+        let holds = HoldOffs::new(RULES);
+        holds.failed(at(0), &from("203.0.113.7", "a"));
+        holds.succeeded(at(0), "203.0.113.7".parse().expect("an address"));
+        for name in ["b", "c", "d", "e"] {
+            assert_eq!(holds.failed(at(0), &from("203.0.113.7", name)), None);
+        }
+        assert!(holds.failed(at(0), &from("203.0.113.7", "f")).is_some());
+    }
+
+    #[test]
+    fn who_gives_no_name_is_another_one_each_time() {
+        let holds = HoldOffs::new(RULES);
+        let nobody = from("2001:db8:0:1::5", "");
+        holds.failed(at(0), &nobody);
+        holds.failed(at(0), &from("2001:db8:0:1::6", ""));
+        let target = holds.failed(at(0), &from("2001:db8:0:1::7", ""));
+        let range = "2001:db8:0:1::/64".parse().expect("a range");
+        assert_eq!(target, Some(BanTarget::Addresses(range)));
+    }
+
+    #[test]
+    fn a_certificate_is_held_off_wherever_it_comes_from() {
+        let holds = HoldOffs::new(RULES);
+        let print = [7; 32];
+        for address in ["203.0.113.1", "203.0.113.2", "203.0.113.3"] {
+            let mut who = from(address, "x");
+            who.certificate = Some(&print);
+            holds.failed(at(0), &who);
+        }
+        let mut elsewhere = from("198.51.100.1", "y");
+        elsewhere.certificate = Some(&print);
+        assert!(holds.is_held(at(1), &elsewhere));
+        assert!(holds.release(at(1), &BanTarget::Certificate(print)));
+        assert!(!holds.is_held(at(1), &elsewhere));
+    }
+
+    #[test]
+    fn failures_that_lie_far_apart_do_not_add_up() {
+        let holds = HoldOffs::new(RULES);
+        for minute in 0..20 {
+            assert_eq!(
+                holds.failed(at(minute * 31), &from("203.0.113.7", "a")),
+                None
+            );
+        }
+    }
+
+    #[test]
+    fn a_client_that_flaps_is_held_off_and_others_are_not() {
+        let holds = HoldOffs::new(RULES);
+        let (principal, client): (Arc<str>, Arc<str>) = ("p".into(), "c".into());
+        for second in 0..4 {
+            assert!(holds.connects(at(second), &principal, &client));
+        }
+        assert!(!holds.connects(at(4), &principal, &client));
+        assert!(!holds.connects(at(200), &principal, &client));
+        assert!(holds.connects(at(4), &"other".into(), &client));
+        assert!(holds.connects(at(4), &principal, &"d".into()));
+        let all = holds.all(at(4));
+        assert_eq!((all.len(), all[0].why), (1, HoldOffReason::Flapping));
+        assert!(holds.release(at(4), &BanTarget::Client(client.clone())));
+        assert!(holds.connects(at(4), &principal, &client));
+    }
+
+    #[test]
+    fn switched_off_nobody_is_held_off() {
+        let holds = HoldOffs::new(HoldOff {
+            failures: 0,
+            connects: 0,
+            ..RULES
+        });
+        for _ in 0..100 {
+            assert_eq!(holds.failed(at(0), &from("203.0.113.7", "a")), None);
+            assert!(holds.connects(at(0), &"p".into(), &"c".into()));
+        }
+    }
+
+    #[test]
+    fn a_long_name_costs_no_more_than_a_short_one() {
+        let long: Arc<str> = "ä".repeat(30_000).into();
+        let kept = short(&long);
+        assert!(kept.len() < 160, "{}", kept.len());
+        assert_eq!(kept, short(&long));
+        assert_ne!(kept, short(&format!("{long}b").into()));
+        let holds = HoldOffs::new(RULES);
+        for _ in 0..3 {
+            holds.failed(at(0), &from("203.0.113.7", &long));
+        }
+        assert!(holds.is_held(at(0), &from("203.0.113.7", &long)));
+        assert!(holds.release(at(0), &BanTarget::Client(long)));
+    }
+}

@@ -1,0 +1,87 @@
+//! What a connection has received and not handed in: an incomplete packet, or packets that must wait.
+//!
+//! Most connections hold none most of the time, so it is one pointer that is null. What is held is counted
+//! in the memory for all of them ([`ReadMemory`](crate::admission::memory::ReadMemory)) for exactly as
+//! long as it is there, wherever the connection moves and however it ends.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+
+use crate::machine::exchange::Exchange;
+
+/// Received bytes.
+#[derive(Default)]
+pub(crate) struct Partial(Option<Box<Held>>);
+
+struct Held {
+    bytes: BytesMut,
+    /// Room of `bytes` as it was counted last.
+    counted: usize,
+    exchange: Arc<Exchange>,
+}
+
+/// Whether there is memory for what is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Fits {
+    Yes,
+    No,
+}
+
+impl Partial {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.as_ref().is_none_or(|held| held.bytes.is_empty())
+    }
+
+    /// The bytes, to read more behind them or to take from the front. To be followed by
+    /// [`recount`](Partial::recount).
+    pub(crate) fn bytes(&mut self) -> Option<&mut BytesMut> {
+        self.0.as_mut().map(|held| &mut held.bytes)
+    }
+
+    /// Appends bytes.
+    pub(crate) fn keep(&mut self, exchange: &Arc<Exchange>, bytes: &[u8]) -> Fits {
+        let held = self.0.get_or_insert_with(|| {
+            Box::new(Held {
+                bytes: BytesMut::new(),
+                counted: 0,
+                exchange: Arc::clone(exchange),
+            })
+        });
+        held.bytes.extend_from_slice(bytes);
+        self.recount()
+    }
+
+    /// Counts what there is now, and gives back what is empty.
+    pub(crate) fn recount(&mut self) -> Fits {
+        let Some(held) = &mut self.0 else {
+            return Fits::Yes;
+        };
+        if held.bytes.is_empty() {
+            self.0 = None;
+            return Fits::Yes;
+        }
+        held.recount(held.bytes.capacity())
+    }
+}
+
+impl Held {
+    fn recount(&mut self, now: usize) -> Fits {
+        if self.counted == now {
+            return Fits::Yes;
+        }
+        let before = std::mem::replace(&mut self.counted, now);
+        match self.exchange.admission.read_memory.resize(before, now) {
+            true => Fits::Yes,
+            false => Fits::No,
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Less always fits.
+        let _ = self.recount(0);
+    }
+}
