@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 tools=${CARGO_TARGET_DIR:-target}/tools
 if ! cargo +nightly --version >/dev/null 2>&1; then
     echo "warning: no nightly compiler: replaying the kept corpus instead of fuzzing" >&2
-    exec cargo test --locked --profile demo -p mqtt --test corpus
+    exec cargo test --locked --profile demo -p mqtt -p broker --test corpus --test websocket_corpus
 fi
 fuzz=$tools/bin/cargo-fuzz
 [ -x "$fuzz" ] || CARGO_TARGET_DIR=$tools/build cargo install --quiet --locked --root "$tools" cargo-fuzz@0.13.2

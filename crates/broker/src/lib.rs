@@ -47,6 +47,8 @@ pub mod simulation;
 mod stats;
 mod trace;
 mod transport;
+#[doc(hidden)] // public for the fuzzer
+pub mod websocket;
 
 pub use acknowledge::Acknowledge;
 pub use address_range::{AddressRange, AddressRangeError};
@@ -75,6 +77,7 @@ pub use shell::broker::{
     StoreConfig,
 };
 pub use shell::operator::Trace;
+pub use shell::quic::QuicSettingsError;
 pub use shell::store::StoreError;
 pub use shell::web::{WebConnection, WebIo};
 pub use stats::{Stats, StoreStats};

@@ -124,6 +124,9 @@ counters! {
     proxy_closed,
     /// HTTP connections refused because too many others were open.
     web_refused,
+    /// Connections to a WebSocket listener that were not upgraded: another path, no sub-protocol
+    /// `mqtt`, not HTTP, no request within the timeout.
+    upgrades_refused,
     /// Connections without a CONNECT within the timeout.
     connect_timeouts,
     /// Sockets closed unheard because too many others were pending.

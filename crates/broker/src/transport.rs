@@ -140,6 +140,15 @@ pub(crate) enum Protocol {
 }
 
 impl Protocol {
+    /// The same in a WebSocket.
+    pub(crate) fn in_websocket(self) -> Protocol {
+        match self {
+            Protocol::Mqtt => Protocol::Ws,
+            Protocol::Mqtts => Protocol::Wss,
+            other => other,
+        }
+    }
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Protocol::Mqtt => "mqtt",

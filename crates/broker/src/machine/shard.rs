@@ -190,6 +190,11 @@ impl Shard {
         self.now = now;
     }
 
+    /// Whether the broker stops.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.state == State::Closing
+    }
+
     /// Whether the broker stops and nobody is left here.
     pub(crate) fn is_done(&self) -> bool {
         self.state == State::Closing && self.tenants.is_empty()

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::broker::{Bound, StartError};
 use super::clock::Clock;
 use super::door::Door;
+use super::quic::QuicArrival;
 use crate::admission::gate::{Entrance, Overloaded};
 use crate::admission::{PutOff, Refused};
 use crate::machine::exchange::Exchange;
@@ -68,10 +69,19 @@ pub(crate) struct Listener {
 /// A connection on its way to a worker.
 #[derive(Debug)]
 pub(crate) struct Arrival {
-    pub(crate) socket: TcpStream,
+    pub(crate) caller: Caller,
     pub(crate) peer: SocketAddr,
     pub(crate) door: Arc<Door>,
     pub(crate) place: Place,
+}
+
+/// What a worker is handed.
+#[derive(Debug)]
+pub(crate) enum Caller {
+    /// A socket; what its transport needs is still to come.
+    Tcp(TcpStream),
+    /// A stream that stands.
+    Quic(Box<QuicArrival>),
 }
 
 /// Counts open sockets.
@@ -295,7 +305,7 @@ async fn accept_all(listener: Listener, hand_out: &HandOut) {
                 }
                 match hand_out.admit(peer, &door) {
                     Admitted::In(place) => hand_out.give(Arrival {
-                        socket: connection,
+                        caller: Caller::Tcp(connection),
                         peer,
                         door: Arc::clone(&door),
                         place,

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::acceptor::{self, HandOut, Sockets};
 use super::clock::Clock;
 use super::operator;
+use super::quic::{self, QuicSettingsError};
 use super::store::{self, Loaded, StoreError};
 use super::worker::{self, Ways};
 use crate::admission::bans::{Ban, BanTarget};
@@ -28,7 +29,7 @@ use crate::machine::mailbox::Mail;
 use crate::machine::slots::ConnectionId;
 use crate::recovery::Recovery;
 use crate::stats::Stats;
-use crate::transport::{Bind, ListenerConfig};
+use crate::transport::{Bind, ListenerConfig, Transport};
 
 /// What to listen on, and within which limits.
 #[derive(Debug, Clone)]
@@ -134,6 +135,14 @@ pub enum StartError {
         /// What is in the way, and the remedy.
         why: &'static str,
     },
+    /// QUIC cannot be served with the TLS configuration.
+    #[error("listener `{name}` cannot serve QUIC")]
+    Quic {
+        /// Name of the listener.
+        name: Arc<str>,
+        /// Why.
+        source: QuicSettingsError,
+    },
     /// The store of sessions could not be opened or read.
     #[error("open the session store in {}", dir.display())]
     Store {
@@ -183,11 +192,22 @@ impl Broker {
         if listeners.is_empty() {
             return Err(StartError::NoListener);
         }
-        let listeners = listeners
-            .into_iter()
-            .map(|listener| acceptor::bind(listener, workers))
-            .collect::<Result<Vec<_>, _>>()?;
-        let bound = listeners.iter().map(|l| l.bound.clone()).collect();
+        let mut bound = Vec::with_capacity(listeners.len());
+        let (mut streams, mut datagrams) = (Vec::new(), Vec::new());
+        for config in listeners {
+            match config.transport.clone() {
+                Transport::Quic(tls) => {
+                    let listener = quic::bind(config, tls, &limits, workers)?;
+                    bound.push(listener.bound.clone());
+                    datagrams.push(listener);
+                }
+                _ => {
+                    let listener = acceptor::bind(config, workers)?;
+                    bound.push(listener.bound.clone());
+                    streams.push(listener);
+                }
+            }
+        }
 
         let clock = Clock::start();
         let Loaded {
@@ -227,8 +247,14 @@ impl Broker {
             threads.push(thread);
             inboxes.push(inbox);
         }
-        let hand_out = Arc::new(HandOut::new(inboxes, exchange, clock, sockets));
-        threads.push(acceptor::spawn(listeners, hand_out, accepting, running)?);
+        let hand_out = HandOut::new(inboxes, Arc::clone(&exchange), clock, sockets);
+        let hand_out = Arc::new(hand_out);
+        if !datagrams.is_empty() {
+            let (hand_out, stop) = (Arc::clone(&hand_out), accepting.clone());
+            let thread = quic::spawn(datagrams, hand_out, exchange, stop, running.clone())?;
+            threads.push(thread);
+        }
+        threads.push(acceptor::spawn(streams, hand_out, accepting, running)?);
         inner.threads = Mutex::new(threads);
         Ok(BrokerHandle {
             inner: Arc::new(inner),

@@ -88,10 +88,13 @@ fn check(config: &ListenerConfig) -> Result<(), &'static str> {
         Transport::WebSocket(websocket) | Transport::SecureWebSocket(_, websocket) => {
             Some(websocket)
         }
-        Transport::Quic(_) => return Err("this broker does not speak QUIC; use `mqtts`"),
+        Transport::Quic(_) if config.proxies != Proxies::None => {
+            return Err("a PROXY header does not travel over QUIC; use `mqtts` behind proxies");
+        }
+        Transport::Quic(_) => return Ok(()),
     };
-    if websocket.is_some() {
-        return Err("this broker does not speak WebSocket; use `mqtt` or `mqtts`");
+    if websocket.is_some_and(|websocket| !websocket.path.starts_with('/')) {
+        return Err("the path of its WebSocket does not begin with a slash; write `/mqtt`");
     }
     if matches!(&config.proxies, Proxies::From(ranges) if ranges.is_empty()) {
         return Err("it hears only proxies and none is listed; list their addresses");

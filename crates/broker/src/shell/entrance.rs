@@ -19,6 +19,7 @@ use super::handshake::{self, Handshakes};
 use super::proxied;
 use super::socket::{Movable, Socket};
 use super::web;
+use super::websocket::{self, Accepted, Others, UpgradeError};
 use super::worker::{Worker, connect};
 use crate::machine::tenants::Origin;
 use crate::transport::{Proxies, Web};
@@ -127,8 +128,34 @@ async fn serve_web<S: Movable>(
     worker: Rc<Worker>,
     stream: S,
     web: &Web,
-    origin: Origin,
+    mut origin: Origin,
     place: Place,
 ) {
-    web::hand_over(&worker, stream, BytesMut::new(), web, origin, place).await;
+    let (stream, read) = match &web.websocket {
+        None => (stream, BytesMut::new()),
+        Some(settings) => {
+            let others = match web.other {
+                Some(_) => Others::HandBack,
+                None => Others::Refuse,
+            };
+            let timeout = worker.exchange.limits.connect_timeout;
+            let accepting = websocket::accept(stream, settings, others, BytesMut::new());
+            let error = match tokio::time::timeout(timeout, accepting).await {
+                Ok(Ok(Accepted::WebSocket(stream))) => {
+                    origin.protocol = origin.protocol.in_websocket();
+                    return connect(worker, stream, origin, place);
+                }
+                Ok(Ok(Accepted::Other { stream, read })) => {
+                    return web::hand_over(&worker, stream, read, web, origin, place).await;
+                }
+                Ok(Err(error)) => error,
+                Err(_) => UpgradeError::Late(timeout),
+            };
+            worker.shard.borrow().counters().upgrades_refused.one();
+            let (peer, listener) = (origin.peer, &origin.listener);
+            tracing::warn!(event = "websocket.refused", %peer, %listener, %error);
+            return;
+        }
+    };
+    web::hand_over(&worker, stream, read, web, origin, place).await;
 }

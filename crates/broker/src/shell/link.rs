@@ -240,6 +240,9 @@ where
                     if sent.is_pending() {
                         return self.time_out(cx);
                     }
+                    if self.worker.shard.borrow().is_closing() {
+                        self.transport()?.going_away();
+                    }
                     self.stage = Stage::Shutdown(farewell);
                     continue;
                 }

@@ -21,7 +21,12 @@ pub(crate) mod on_behalf;
 pub(crate) mod operator;
 pub(crate) mod partial;
 pub(crate) mod proxied;
+pub(crate) mod quic;
 pub(crate) mod socket;
 pub(crate) mod store;
 pub(crate) mod web;
+pub(crate) mod websocket;
 pub(crate) mod worker;
+
+#[cfg(test)]
+mod websocket_stories;

@@ -18,6 +18,9 @@ pub(crate) trait Movable: AsyncRead + AsyncWrite + Unpin + Send + 'static {
 
     /// Enters the runtime this is called in.
     fn attach(&mut self) -> io::Result<()>;
+
+    /// The broker stops: said before the transport is shut down, to one that can tell the client.
+    fn going_away(&mut self) {}
 }
 
 /// A TCP connection, in a runtime or between two.

@@ -14,7 +14,7 @@ use bytes::BytesMut;
 use tokio::runtime::LocalOptions;
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use super::acceptor::{Arrival, Place};
+use super::acceptor::{Arrival, Caller, Place};
 use super::broker::StartError;
 use super::clock::Clock;
 use super::entrance;
@@ -196,24 +196,31 @@ async fn work(
 
 async fn serve(worker: Rc<Worker>, arrival: Arrival) {
     let Arrival {
-        socket,
+        caller,
         peer,
         door,
         place,
     } = arrival;
+    let mut origin = Origin {
+        listener: Arc::clone(&door.name),
+        protocol: door.protocol,
+        peer,
+        certificates: Vec::new(),
+        proxied: None,
+    };
+    let socket = match caller {
+        Caller::Tcp(socket) => socket,
+        Caller::Quic(arrived) => {
+            origin.certificates = arrived.certificates;
+            return connect(worker, arrived.stream, origin, place);
+        }
+    };
     let socket = match Socket::new(socket) {
         Ok(socket) => socket,
         Err(error) => {
             tracing::warn!(event = "client.socket_failed", %peer, %error);
             return;
         }
-    };
-    let origin = Origin {
-        listener: Arc::clone(&door.name),
-        protocol: door.protocol,
-        peer,
-        certificates: Vec::new(),
-        proxied: None,
     };
     match door.is_plain() {
         true => connect(worker, socket, origin, place),

@@ -1,0 +1,12 @@
+//! What a WebSocket client sends: see `check_frames`.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../crates/broker/tests/support/websocket_oracle.rs"]
+#[allow(dead_code)]
+mod oracle;
+
+fuzz_target!(|data: &[u8]| {
+    oracle::check_frames(data);
+});
