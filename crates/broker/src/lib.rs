@@ -32,6 +32,9 @@ mod acknowledge;
 mod address_range;
 mod admission;
 mod clients;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hooks;
 mod limits;
 mod listener_limits;

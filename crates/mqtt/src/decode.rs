@@ -26,7 +26,8 @@ pub struct Decoder {
     sender: Sender,
     phase: Phase,
     max_packet_size: u32,
-    failed: Option<DecodeError>,
+    /// On the heap: once in the life of a connection at most.
+    failed: Option<Box<DecodeError>>,
 }
 
 /// How far the connection is.
@@ -87,11 +88,11 @@ impl Decoder {
     /// [`DecodeError`] when the next packet is malformed, not allowed or too large. The connection
     /// cannot go on: every later call returns the same error, and what is left in `buf` means nothing.
     pub fn decode(&mut self, buf: &mut BytesMut) -> Result<Option<Packet>, DecodeError> {
-        if let Some(error) = self.failed {
+        if let Some(error) = self.failed.as_deref().copied() {
             return Err(error);
         }
         self.next(buf)
-            .inspect_err(|&error| self.failed = Some(error))
+            .inspect_err(|&error| self.failed = Some(Box::new(error)))
     }
 
     fn next(&mut self, buf: &mut BytesMut) -> Result<Option<Packet>, DecodeError> {

@@ -154,9 +154,7 @@ impl Shard {
                 .filter_map(|client| self.clients.get(client).copied())
                 .collect();
             for principal in bans.principals.keys() {
-                if let Some(known) = self.principals.get(principal) {
-                    sessions.extend(known.iter().copied());
-                }
+                sessions.extend(self.principals.of(principal));
             }
             for session in sessions {
                 if let Some(connection) = self.sessions.get(session).and_then(|s| s.connection()) {

@@ -12,6 +12,7 @@
 //! ```
 
 use std::borrow::Cow;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use mqtt::{
@@ -34,16 +35,20 @@ pub(crate) struct Connection {
     /// Tick at which the last packet came.
     last_heard: u64,
     /// One and a half times the keep-alive in milliseconds; `None` without keep-alive.
-    patience: Option<u64>,
+    patience: Option<NonZeroU32>,
     session_expiry: SessionExpiry,
     problem_information: ProblemInformation,
     /// The method of an enhanced authentication, from CONNECT.
-    auth_method: Option<Utf8>,
+    auth_method: Option<Box<Utf8>>,
     /// QoS 1 and 2 messages of this connection that are not answered for good (PUBACK, PUBREC with an
     /// error, PUBCOMP), to be held against our Receive Maximum.
     unanswered: u16,
     /// Topics of the aliases in use, alias 1 first.
-    aliases: Vec<Option<Utf8>>,
+    #[expect(
+        clippy::box_collection,
+        reason = "few clients use aliases, and each counts"
+    )]
+    aliases: Option<Box<Vec<Option<Utf8>>>>,
 }
 
 #[derive(Debug)]
@@ -167,7 +172,7 @@ impl Connection {
             problem_information: ProblemInformation::Wanted,
             auth_method: None,
             unanswered: 0,
-            aliases: Vec::new(),
+            aliases: None,
         }
     }
 
@@ -190,13 +195,14 @@ impl Connection {
 
     /// The method of the enhanced authentication it began with.
     pub(crate) fn auth_method(&self) -> Option<&Utf8> {
-        self.auth_method.as_ref()
+        self.auth_method.as_deref()
     }
 
     /// The agreed keep-alive in seconds, 0 for none.
     pub(crate) fn keep_alive(&self) -> u16 {
         // Made of as many seconds.
-        self.patience.map_or(0, |patience| (patience / 1500) as u16)
+        self.patience
+            .map_or(0, |patience| (patience.get() / 1500) as u16)
     }
 
     /// Whether CONNACK, which waits, says that an earlier session is taken up.
@@ -210,7 +216,7 @@ impl Connection {
     /// What an alias of the client stands for.
     pub(crate) fn topic_of(&self, alias: u16) -> Option<&str> {
         let place = usize::from(alias).checked_sub(1)?;
-        self.aliases.get(place)?.as_deref()
+        self.aliases.as_ref()?.get(place)?.as_deref()
     }
 
     pub(crate) fn is_identifying(&self) -> bool {
@@ -246,7 +252,9 @@ impl Connection {
             | Phase::PutOff { until, .. }
             | Phase::Identifying { until, .. }
             | Phase::Joining { until, .. } => Some(until),
-            Phase::Serving => self.patience.map(|patience| self.last_heard + patience),
+            Phase::Serving => self
+                .patience
+                .map(|patience| self.last_heard + u64::from(patience.get())),
             Phase::Draining | Phase::Ended => None,
         }
     }
@@ -352,6 +360,15 @@ impl Connection {
             }
             other => self.phase = other,
         }
+    }
+
+    /// The CONNACK that says yes exceeds the client's Maximum Packet Size. Nothing else may come first
+    /// [MQTT-3.2.0-1], so one without properties says no.
+    pub(crate) fn turn_away(&mut self, out: &mut Vec<Output>) {
+        let reason = ReasonCode::PacketTooLarge;
+        out.push(Output::Send(ConnAck::refusal(reason).into()));
+        let detail = "CONNACK exceeds the client's maximum packet size";
+        self.end_refused(reason, detail, out);
     }
 
     /// Turns the CONNECT down.
@@ -573,7 +590,7 @@ impl Connection {
             .properties
             .authentication_method
             .as_ref()
-            .map(Utf8::detached);
+            .map(|method| Box::new(method.detached()));
         let keep_alive = self.agree_keep_alive(connect.keep_alive, limits);
         self.phase = Phase::Identifying {
             until: now.tick + limits.connect_timeout.as_millis() as u64,
@@ -592,7 +609,7 @@ impl Connection {
             _ => (asked, None),
         };
         // [MQTT-3.1.2-22]
-        self.patience = (seconds > 0).then(|| u64::from(seconds) * 1500);
+        self.patience = NonZeroU32::new(u32::from(seconds) * 1500);
         told
     }
 
@@ -609,7 +626,7 @@ impl Connection {
                 maximum_packet_size: limits.max_packet_size.try_into().ok(),
                 topic_alias_maximum: Some(limits.topic_alias_maximum),
                 server_keep_alive,
-                authentication_method: self.auth_method.clone(),
+                authentication_method: self.auth_method().cloned(),
                 ..ConnAckProperties::default()
             },
         };
@@ -693,16 +710,17 @@ impl Connection {
         }
         let place = usize::from(alias.get()) - 1;
         if publish.topic.is_empty() {
-            match self.aliases.get(place) {
+            match self.aliases.as_ref().and_then(|known| known.get(place)) {
                 Some(Some(topic)) => publish.topic = topic.clone(),
                 _ => return Err((ReasonCode::ProtocolError, "topic alias never set")),
             }
         } else {
-            if self.aliases.len() <= place {
-                self.aliases.resize(place + 1, None);
+            let aliases = self.aliases.get_or_insert_default();
+            if aliases.len() <= place {
+                aliases.resize(place + 1, None);
             }
             // Kept for long: not as a slice of the read buffer.
-            self.aliases[place] = Some(publish.topic.detached());
+            aliases[place] = Some(publish.topic.detached());
         }
         Ok(())
     }
@@ -758,7 +776,7 @@ impl Connection {
         out: &mut Vec<Output>,
     ) {
         self.phase = Phase::Ended;
-        self.aliases = Vec::new();
+        self.aliases = None;
         out.push(Output::End(End {
             reason,
             by,

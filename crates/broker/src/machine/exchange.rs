@@ -283,7 +283,9 @@ impl Exchange {
     /// A client identifier for a client that left it to us [MQTT-3.1.3-6].
     pub(crate) fn assign_client_id(&self) -> String {
         let number = self.assigned.fetch_add(1, Ordering::Relaxed);
-        format!("auto-{:x}-{number:x}", self.started_us)
+        // With the seed: a clock that was set back may say the same twice.
+        let run = hash(self.seed, &self.started_us.to_le_bytes());
+        format!("auto-{run:x}-{number:x}")
     }
 
     /// See [`BrokerHandle::disconnect_principal`](crate::BrokerHandle::disconnect_principal).
@@ -489,6 +491,16 @@ impl Subscriptions {
             self.free.push(place);
             self.shared
                 .unsubscribe(matching, Subscriber::share(place).to);
+        }
+    }
+}
+
+impl Drop for Subscriptions {
+    /// What waits in a share refers to the share: nothing would ever let go of the two.
+    fn drop(&mut self) {
+        for share in self.shares.iter().flatten() {
+            let mut group = share.group();
+            while share.unpark(&mut group).is_some() {}
         }
     }
 }

@@ -16,9 +16,12 @@ use mqtt::{PacketId, QoS};
 
 use super::delivery::Delivery;
 
-/// Exchanges under way.
+/// Exchanges under way. Nothing but a pointer until the first one: most vehicles get little.
 #[derive(Debug, Default)]
-pub(crate) struct Flights {
+pub(crate) struct Flights(Option<Box<UnderWay>>);
+
+#[derive(Debug, Default)]
+struct UnderWay {
     /// In the order of sending; those on the wire of this connection first.
     flights: VecDeque<Flight>,
     /// How many of `flights` were sent on this connection.
@@ -44,67 +47,76 @@ pub(crate) enum Phase {
 
 impl Flights {
     pub(crate) fn len(&self) -> usize {
-        self.flights.len()
+        self.0.as_ref().map_or(0, |all| all.flights.len())
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Flight> {
-        self.flights.iter()
+        self.0.iter().flat_map(|all| &all.flights)
     }
 
     /// Whether all that was under way before this connection is on the wire again.
     pub(crate) fn is_caught_up(&self) -> bool {
-        self.on_wire == self.flights.len()
+        self.0
+            .as_ref()
+            .is_none_or(|all| all.on_wire == all.flights.len())
     }
 
     /// Whether something may be sent with a client that takes `receive_maximum` at once.
     pub(crate) fn has_room(&self, receive_maximum: u16) -> bool {
-        self.on_wire < usize::from(receive_maximum)
+        let on_wire = self.0.as_ref().map_or(0, |all| all.on_wire);
+        on_wire < usize::from(receive_maximum)
     }
 
     /// A packet identifier for a new exchange, of 1 to `highest`.
     pub(crate) fn identifier(&mut self, highest: u16) -> Option<PacketId> {
-        self.identifiers.take(highest)
+        self.under_way().identifiers.take(highest)
     }
 
     /// Begins an exchange with an [`identifier`](Flights::identifier).
     pub(crate) fn depart(&mut self, packet_id: PacketId, delivery: Delivery) {
         debug_assert!(self.is_caught_up(), "nothing new before what is owed");
-        self.flights.push_back(Flight {
+        let all = self.under_way();
+        all.flights.push_back(Flight {
             packet_id,
             phase: Phase::Sent,
             delivery,
         });
-        self.on_wire += 1;
+        all.on_wire += 1;
     }
 
     /// Puts back an exchange out of the store, in the order of sending.
     pub(crate) fn restore(&mut self, flight: Flight) {
-        self.identifiers.mark(flight.packet_id);
-        self.flights.push_back(flight);
+        let all = self.under_way();
+        all.identifiers.mark(flight.packet_id);
+        all.flights.push_back(flight);
     }
 
     /// A new connection: nothing is on its wire yet. Returns the packet identifiers for which PUBREL
     /// is owed; these count as sent.
     pub(crate) fn reconnect(&mut self) -> Vec<PacketId> {
+        let Some(all) = &mut self.0 else {
+            return Vec::new();
+        };
         // Stable: within both, the order of sending stays.
-        let (released, sent): (Vec<_>, Vec<_>) = std::mem::take(&mut self.flights)
+        let (released, sent): (Vec<_>, Vec<_>) = std::mem::take(&mut all.flights)
             .into_iter()
             .partition(|flight| flight.phase == Phase::Released);
-        self.on_wire = released.len();
+        all.on_wire = released.len();
         let owed = released.iter().map(|flight| flight.packet_id).collect();
-        self.flights = released.into_iter().chain(sent).collect();
+        all.flights = released.into_iter().chain(sent).collect();
         owed
     }
 
     /// Takes identifiers in use for free: a planted defect.
     pub(crate) fn forget_identifiers(&mut self) {
-        self.identifiers = Identifiers::default();
+        self.under_way().identifiers = Identifiers::default();
     }
 
     /// Gives the next exchange to be taken up another identifier: a planted defect.
     pub(crate) fn renumber(&mut self, highest: u16) -> PacketId {
-        let new = self.identifiers.take(highest).unwrap_or(PacketId::FIRST);
-        if let Some(flight) = self.flights.get_mut(self.on_wire) {
+        let all = self.under_way();
+        let new = all.identifiers.take(highest).unwrap_or(PacketId::FIRST);
+        if let Some(flight) = all.flights.get_mut(all.on_wire) {
             flight.packet_id = new;
         }
         new
@@ -112,29 +124,33 @@ impl Flights {
 
     /// The next exchange to be taken up again on this connection.
     pub(crate) fn next_owed(&mut self) -> Option<&mut Flight> {
-        self.flights.get_mut(self.on_wire)
+        let all = self.0.as_mut()?;
+        all.flights.get_mut(all.on_wire)
     }
 
     /// The one that [`next_owed`](Flights::next_owed) named is on the wire.
     pub(crate) fn resent(&mut self) {
-        self.on_wire += 1;
-        debug_assert!(self.on_wire <= self.flights.len());
+        let all = self.under_way();
+        all.on_wire += 1;
+        debug_assert!(all.on_wire <= all.flights.len());
     }
 
     /// The exchange of a packet identifier.
     pub(crate) fn get(&mut self, packet_id: PacketId) -> Option<&mut Flight> {
-        let place = self.place(packet_id)?;
-        self.flights.get_mut(place)
+        let all = self.0.as_mut()?;
+        let place = all.place(packet_id)?;
+        all.flights.get_mut(place)
     }
 
     /// Ends an exchange.
     pub(crate) fn land(&mut self, packet_id: PacketId) -> Option<Flight> {
-        let place = self.place(packet_id)?;
-        let flight = self.flights.remove(place)?;
-        self.on_wire -= usize::from(place < self.on_wire);
-        self.identifiers.free(packet_id);
-        if self.flights.is_empty() && self.flights.capacity() > KEPT {
-            self.flights = VecDeque::new();
+        let all = self.0.as_mut()?;
+        let place = all.place(packet_id)?;
+        let flight = all.flights.remove(place)?;
+        all.on_wire -= usize::from(place < all.on_wire);
+        all.identifiers.free(packet_id);
+        if all.flights.is_empty() && all.flights.capacity() > KEPT {
+            all.flights = VecDeque::new();
         }
         Some(flight)
     }
@@ -142,7 +158,6 @@ impl Flights {
     /// Takes out those that `leave` says, in order; their exchanges are off.
     pub(crate) fn take(&mut self, mut leave: impl FnMut(&Flight) -> bool) -> Vec<Flight> {
         let ids: Vec<PacketId> = self
-            .flights
             .iter()
             .filter(|flight| leave(flight))
             .map(|flight| flight.packet_id)
@@ -150,6 +165,13 @@ impl Flights {
         ids.into_iter().filter_map(|id| self.land(id)).collect()
     }
 
+    /// Made on first use.
+    fn under_way(&mut self) -> &mut UnderWay {
+        self.0.get_or_insert_default()
+    }
+}
+
+impl UnderWay {
     /// Where an identifier is: nearly always at the front.
     fn place(&self, packet_id: PacketId) -> Option<usize> {
         self.flights.iter().position(|f| f.packet_id == packet_id)
@@ -172,7 +194,7 @@ const KEPT: usize = 16;
 struct Identifiers {
     /// Where to look for a free one: behind the last one taken.
     cursor: u16,
-    /// Bit `n` for identifier `n + 1`. Made on first use: most vehicles get little.
+    /// Bit `n` for identifier `n + 1`.
     taken: Vec<u64>,
 }
 

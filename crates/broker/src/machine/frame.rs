@@ -164,8 +164,9 @@ impl Frame {
         };
         debug_assert!(expiry_at.is_ok(), "a packet id exactly for QoS 1 and 2");
         if let (Some(interval), Ok(Some(at))) = (self.0.expiry, expiry_at) {
-            let waited = u32::try_from((now.tick as i64 - self.0.since) / 1000).unwrap_or(0);
+            let waited = (now.tick as i64 - self.0.since) / 1000;
             if waited > 0 {
+                let waited = u32::try_from(waited).unwrap_or(u32::MAX);
                 let left = interval.saturating_sub(waited).to_be_bytes();
                 out[start + at..start + at + 4].copy_from_slice(&left);
             }

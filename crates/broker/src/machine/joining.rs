@@ -451,6 +451,13 @@ impl Shard {
                     "another connection uses the same client identifier",
                 );
             }
+            // It belongs to who began it: somebody else with its client identifier gets nothing of it.
+            if let Some(session) = self.sessions.get(existing)
+                && session.principal != identity.principal
+            {
+                stores |= session.is_stored();
+                self.end_session(existing);
+            }
             // It may have ended with that connection.
             if let Some(session) = self.sessions.get(existing) {
                 stores |= session.is_stored();
@@ -590,7 +597,7 @@ impl Shard {
         let stored = session.is_stored();
         let id: SessionId = self.sessions.insert(self.number, Box::new(session))?;
         self.clients.insert(client_id, id);
-        self.principals.entry(principal).or_default().insert(id);
+        self.principals.insert(principal, id);
         self.exchange.sessions.fetch_add(1, Ordering::Relaxed);
         if stored {
             self.exchange

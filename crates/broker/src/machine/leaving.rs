@@ -259,12 +259,7 @@ impl Shard {
         if self.clients.get(&session.client_id) == Some(&id) {
             self.clients.remove(&session.client_id);
         }
-        if let Some(sessions) = self.principals.get_mut(&session.principal) {
-            sessions.remove(&id);
-            if sessions.is_empty() {
-                self.principals.remove(&session.principal);
-            }
-        }
+        self.principals.remove(&session.principal, id);
         session.forget_all_received(&mut self.storing.batch);
         let mut shared = Vec::new();
         let mut dropped = 0;
@@ -524,8 +519,9 @@ impl Shard {
             let publish = message.publish();
             let since = message.since();
             if let Ok(stored) = Message::new(record, &publish, since, &self.exchange.trash) {
-                let age_us = (self.now.tick as i64 - since) * 1000;
-                stored.put(self.now.wall_us - age_us, &mut self.storing.batch);
+                let age_us = (self.now.tick as i64 - since).saturating_mul(1000);
+                let received_us = self.now.wall_us.saturating_sub(age_us);
+                stored.put(received_us, &mut self.storing.batch);
                 self.storing.held.push(Arc::clone(&stored));
                 delivery.message = Some(stored);
             }

@@ -10,17 +10,23 @@
 //! `tests/boundaries.rs` keeps IO and clocks out.
 
 pub(crate) mod admitting;
+pub(crate) mod age;
 pub(crate) mod alias;
 mod announcing;
+#[cfg(test)]
+mod clock_stories;
 pub(crate) mod connection;
 pub(crate) mod delivery;
 mod description;
 pub(crate) mod exchange;
 pub(crate) mod fanout;
 pub(crate) mod filter_index;
+pub(crate) mod filters;
 pub(crate) mod flights;
 pub(crate) mod format;
 pub(crate) mod frame;
+#[cfg(test)]
+mod fuzz_stories;
 pub(crate) mod gauge;
 pub(crate) mod inspecting;
 mod joining;
@@ -30,6 +36,7 @@ pub(crate) mod message;
 pub(crate) mod outbox;
 pub(crate) mod owed;
 mod planted;
+pub(crate) mod principals;
 mod publishing;
 pub(crate) mod registry;
 pub(crate) mod restore;
@@ -49,6 +56,7 @@ mod subscribing;
 pub(crate) mod tenants;
 pub(crate) mod timers;
 pub(crate) mod tracer;
+pub(crate) mod walks;
 pub(crate) mod will;
 #[cfg(test)]
 mod world;

@@ -11,6 +11,7 @@ use journal::{Batch, RecordId};
 use mqtt::{Publish, QoS, Version};
 
 use super::Moment;
+use super::age;
 use super::delivery::{Access, Counted, Delivery, Recorded};
 use super::exchange::{Exchange, Kept};
 use super::format::{
@@ -88,8 +89,8 @@ impl Loading {
                 self.exchange.sequence.begin_above(sequence.below, id);
             }
             Record::Message(message) => {
-                let age = (self.now.wall_us - message.received_us) / 1000;
-                let since = self.now.tick as i64 - age;
+                let age = age::since(message.received_us, self.now);
+                let since = self.now.tick as i64 - age as i64;
                 let trash = &self.exchange.trash;
                 let message = Message::restored(id, message.body, since, trash)
                     .map_err(|source| LoadError::Message { record: id, source })?;
@@ -178,8 +179,7 @@ impl Loading {
         let was_connected = stored.disconnected_us.is_none();
         let since_us = stored.disconnected_us.unwrap_or(self.now.wall_us);
         session.disconnected_us = Some(since_us);
-        // The wall clock may have been set back.
-        let away = u64::try_from((self.now.wall_us - since_us) / 1000).unwrap_or(0);
+        let away = age::since(since_us, self.now);
         let at = |seconds: u32| self.now.tick + (u64::from(seconds) * 1000).saturating_sub(away);
         session.ends_at = (stored.expiry != u32::MAX).then(|| at(stored.expiry));
         session.will = match stored.will {

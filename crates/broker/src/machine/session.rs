@@ -9,8 +9,7 @@
 //! *stored* one outlives it; each change is written into the batch of the moment, and what the client
 //! may conclude from it is said when the batch is in the store (`Deferred`).
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, DefaultHasher};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use journal::{Batch, RecordId};
@@ -18,6 +17,7 @@ use mqtt::{Attempt, PacketId, PubRel, Publish, QoS, ReasonCode, Version};
 
 use super::delivery::{Access, Delivery, Recorded};
 use super::exchange::{Exchange, Share, hash};
+use super::filters::Filters;
 use super::flights::{Flights, Phase};
 use super::format::{InboundRecord, Owner, SessionRecord, Stage, Tapped, WillRecord};
 use super::frame::Frame;
@@ -28,7 +28,7 @@ use super::owed::Owed;
 use super::planted::planted;
 use super::slots::{ConnectionId, SessionId};
 use super::subscriber::TRANSIENT;
-use super::subscribing::RetainedWalk;
+use super::walks::Walks;
 use super::{Moment, Receipt};
 use crate::admission::memory::Reader;
 use crate::clients::Purged;
@@ -64,7 +64,7 @@ pub(crate) struct Session {
     received: BTreeMap<u16, Received>,
     pub(crate) owed: Owed,
     /// Retained messages still to be sent for new subscriptions.
-    pub(crate) walks: VecDeque<RetainedWalk>,
+    pub(crate) walks: Walks,
     pub(crate) will: Option<Box<Will>>,
     /// When the will is published if nobody comes back.
     pub(crate) will_at: Option<u64>,
@@ -78,10 +78,6 @@ pub(crate) struct Session {
     /// The tick at which the timers bring this session up; older entries are stale.
     pub(crate) next_look: u64,
 }
-
-/// Subscriptions by filter. Hashed the same in every run, so that what is done for each is done in the
-/// same order; how many a client can have is bounded.
-pub(crate) type Filters = HashMap<Arc<str>, Held, BuildHasherDefault<DefaultHasher>>;
 
 /// Whether a session has a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,7 +186,7 @@ impl Session {
             receive_maximum: 0,
             received: BTreeMap::new(),
             owed: Owed::default(),
-            walks: VecDeque::new(),
+            walks: Walks::default(),
             will: None,
             will_at: None,
             ends_at: None,

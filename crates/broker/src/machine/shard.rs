@@ -35,6 +35,7 @@ use super::mailbox::{Mail, Mailbox, Order, Post};
 use super::message::Message;
 use super::outbox::{BatchNumber, More};
 use super::planted::planted;
+use super::principals::Principals;
 use super::session::{Context, Deferred, Offered, Session};
 use super::share::Presence;
 use super::slots::{ConnectionId, SessionId, Slots};
@@ -54,8 +55,7 @@ pub(crate) struct Shard {
     pub(super) tenants: Tenants,
     pub(super) sessions: Slots<Session>,
     pub(super) clients: HashMap<Arc<str>, SessionId>,
-    /// Sessions by principal; ordered, so that what is done to them is done in the same order always.
-    pub(super) principals: HashMap<Arc<str>, BTreeSet<SessionId>>,
+    pub(super) principals: Principals,
     timers: Timers<ConnectionId>,
     session_timers: Timers<SessionId>,
     pub(super) now: Moment,
@@ -156,7 +156,7 @@ impl Shard {
             tenants: Tenants::default(),
             sessions: Slots::default(),
             clients: HashMap::new(),
-            principals: HashMap::new(),
+            principals: Principals::default(),
             timers: Timers::default(),
             session_timers: Timers::default(),
             now,
@@ -501,10 +501,7 @@ impl Shard {
     fn principal(&mut self, principal: Option<&str>, order: Order) {
         let sessions: Vec<SessionId> = match principal {
             None => self.sessions.all(self.number),
-            Some(principal) => match self.principals.get(principal) {
-                None => return,
-                Some(sessions) => sessions.iter().copied().collect(),
-            },
+            Some(principal) => self.principals.of(principal),
         };
         for id in sessions {
             match order {
@@ -1051,12 +1048,18 @@ impl Shard {
                 if let Some(shorter) = super::publishing::without_explanation(packet) {
                     return self.send(id, &shorter);
                 }
-                if !tenant.connection.is_ended() {
-                    self.close(
+                if tenant.connection.is_ended() {
+                    return;
+                }
+                match packet {
+                    Packet::ConnAck(_) => self.step(id, |connection, _, _, out| {
+                        connection.turn_away(out);
+                    }),
+                    _ => self.close(
                         id,
                         ReasonCode::PacketTooLarge,
                         "an answer exceeds the client's maximum packet size",
-                    );
+                    ),
                 }
             }
             Err(error) => {

@@ -229,7 +229,7 @@ impl Shard {
     fn traced(&mut self, sink: &Sink) -> Vec<ConnectionId> {
         let mut sessions = Vec::new();
         for principal in &sink.principals {
-            sessions.extend(self.principals.get(principal).into_iter().flatten());
+            sessions.extend(self.principals.of(principal));
         }
         for client in &sink.clients {
             sessions.extend(self.clients.get(client));

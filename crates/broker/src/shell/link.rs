@@ -18,12 +18,13 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::{BufMut, BytesMut};
 use mqtt::{Decoder, Packet};
 use tokio::io::AsyncReadExt;
 use tokio::time::Sleep;
 
 use super::acceptor::Place;
+use super::leftover::Leftover;
 use super::partial::{Fits, Partial};
 use super::socket::Movable;
 use super::worker::{READ_BUFFER, Worker};
@@ -61,7 +62,7 @@ pub(crate) struct Link<S> {
     /// Received, and not a whole packet yet or not wanted yet.
     partial: Partial,
     /// Encoded, and refused by the full socket.
-    unsent: BytesMut,
+    unsent: Leftover,
     flushing: Flushing,
     stage: Stage,
     inbound: Inbound,
@@ -102,7 +103,7 @@ pub(crate) struct Parcel<S> {
     transport: S,
     decoder: Decoder,
     partial: Partial,
-    unsent: BytesMut,
+    unsent: Leftover,
     place: Option<Place>,
 }
 
@@ -148,7 +149,7 @@ where
             transport: Some(transport),
             decoder: Decoder::for_server(max_packet_size),
             partial: Partial::default(),
-            unsent: BytesMut::new(),
+            unsent: Leftover::default(),
             flushing: Flushing::Clean,
             stage: Stage::Open,
             inbound: Inbound::default(),
@@ -174,7 +175,7 @@ where
         let Some(id) = shard.arrive(departure) else {
             return Ok(None);
         };
-        shard.count_unsent(unsent.len() as isize);
+        shard.count_unsent(unsent.bytes().len() as isize);
         drop(shard);
         let outbound = Sending::new(&worker.exchange);
         Ok(Some(Link {
@@ -200,7 +201,7 @@ where
         let Some(departure) = shard.departure(self.id) else {
             return Ok(false);
         };
-        shard.count_unsent(-(self.unsent.len() as isize));
+        shard.count_unsent(-(self.unsent.bytes().len() as isize));
         drop(shard);
         let Some(mut transport) = self.transport.take() else {
             return Ok(false);
@@ -297,7 +298,7 @@ where
                 let Some(transport) = &mut self.transport else {
                     return Err(io::ErrorKind::NotConnected.into());
                 };
-                match Pin::new(transport).poll_write(cx, &self.unsent)? {
+                match Pin::new(transport).poll_write(cx, self.unsent.bytes())? {
                     Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
                     Poll::Ready(written) => {
                         self.unsent.advance(written);
@@ -308,7 +309,6 @@ where
                     Poll::Pending => return Ok(Poll::Pending),
                 }
             }
-            self.unsent = BytesMut::new();
             let worker = Rc::clone(&self.worker);
             let mut scratch = worker.scratch.borrow_mut();
             scratch.write.clear();
@@ -334,9 +334,10 @@ where
             };
             self.flushing = Flushing::Needed;
             if written < scratch.write.len() {
-                self.unsent.extend_from_slice(&scratch.write[written..]);
-                let mut shard = worker.shard.borrow_mut();
-                shard.count_unsent(self.unsent.len() as isize);
+                let unsent = self.unsent.buffer();
+                unsent.extend_from_slice(&scratch.write[written..]);
+                let change = unsent.len() as isize;
+                worker.shard.borrow_mut().count_unsent(change);
             }
             if scratch.write.capacity() > 4 * WRITE_CHUNK {
                 // One huge message passed through; do not keep its room for ever.
@@ -625,7 +626,7 @@ impl<S> Drop for Link<S> {
         // Also after a panic in the task, or when the runtime goes: nobody may stay registered whose
         // transport is gone. Should the shard itself be what panicked, there is nothing to tell it.
         if let Ok(mut shard) = self.worker.shard.try_borrow_mut() {
-            shard.count_unsent(-(self.unsent.len() as isize));
+            shard.count_unsent(-(self.unsent.bytes().len() as isize));
             shard.release(self.id);
             shard.settle();
         }

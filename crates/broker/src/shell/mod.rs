@@ -16,6 +16,7 @@ pub(crate) mod clock;
 pub(crate) mod door;
 pub(crate) mod entrance;
 pub(crate) mod handshake;
+pub(crate) mod leftover;
 pub(crate) mod link;
 pub(crate) mod on_behalf;
 pub(crate) mod operator;

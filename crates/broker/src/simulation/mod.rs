@@ -17,6 +17,8 @@
 //! Read [`invariants`] for what is promised, `plan` for what happens, `judge` for how it is told.
 //! What is left out is in `docs/simulation.md`.
 
+#[cfg(any(test, feature = "fuzzing"))]
+mod babble;
 mod client;
 mod dice;
 mod faults;
@@ -29,6 +31,8 @@ mod outside;
 mod plan;
 mod run;
 mod store;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod strangers;
 #[cfg(test)]
 mod tests;
 mod topics;

@@ -79,7 +79,7 @@ pub(super) struct Weather {
     pub(super) crash: u32,
     pub(super) access: u32,
     pub(super) wildcards: Wildcards,
-    pub(super) clock: u32,
+    pub(super) clock: ClockWeather,
     /// Seconds that pass at most when time passes.
     pub(super) longest_pause: u64,
     pub(super) pause: u32,
@@ -90,6 +90,52 @@ pub(super) struct Weather {
     pub(super) choppy: u32,
     /// Weight of a pause in which everything comes to rest and is compared.
     pub(super) lull: u32,
+}
+
+/// What becomes of the wall clock. The ticks go on whatever it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ClockWeather {
+    Steady,
+    /// A time server sets it right by seconds.
+    Corrected,
+    /// Somebody sets it, or it lost its battery: by anything from a second to ten years, to before
+    /// 1970, to the end of what can be counted.
+    Jumping,
+}
+
+impl ClockWeather {
+    /// How often it is set. The weight of a step.
+    pub(super) fn weight(self) -> u32 {
+        match self {
+            ClockWeather::Steady => 0,
+            ClockWeather::Corrected | ClockWeather::Jumping => 3,
+        }
+    }
+
+    /// Milliseconds by which it is set now.
+    pub(super) fn step(self, dice: &mut Dice) -> i64 {
+        const SECOND: i64 = 1000;
+        const DAY: i64 = 24 * 3600 * SECOND;
+        const YEAR: i64 = 365 * DAY;
+        let by = match self {
+            ClockWeather::Steady => 0,
+            ClockWeather::Corrected => *dice.pick(&[500, 700, 5 * SECOND, 20 * SECOND]),
+            ClockWeather::Jumping => *dice.pick(&[
+                SECOND,
+                60 * SECOND,
+                3600 * SECOND,
+                DAY,
+                30 * DAY,
+                10 * YEAR,
+                // Twice that is more than microseconds since 1970 can say.
+                200_000 * YEAR,
+            ]),
+        };
+        match dice.chance(50) {
+            true => by,
+            false => -by,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,7 +181,12 @@ impl Plan {
                 crash: *dice.pick(&[0, 4, 8, 16]),
                 access: *dice.pick(&[0, 0, 5, 15]),
                 wildcards: *dice.pick(&[Wildcards::Judged, Wildcards::Open]),
-                clock: *dice.pick(&[0, 0, 0, 3]),
+                clock: *dice.pick(&[
+                    ClockWeather::Steady,
+                    ClockWeather::Steady,
+                    ClockWeather::Corrected,
+                    ClockWeather::Jumping,
+                ]),
                 longest_pause: if long_pauses { 60 } else { 2 },
                 pause: dice.between(5, 40) as u32,
                 store: *dice.pick(&[

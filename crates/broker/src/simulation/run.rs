@@ -123,8 +123,16 @@ impl Run {
     fn now(&self) -> Moment {
         Moment {
             tick: self.ms - self.born_ms,
-            wall_us: BEGINNING_US + (self.ms as i64 + self.wall_offset_ms) * 1000,
+            wall_us: self.wall_us(),
         }
+    }
+
+    /// What the wall clock says; 0 where the real one does, too: before 1970, and when it cannot be
+    /// counted.
+    fn wall_us(&self) -> i64 {
+        let ms = self.ms as i64 + self.wall_offset_ms;
+        let us = ms.checked_mul(1000).map(|us| BEGINNING_US.checked_add(us));
+        us.flatten().unwrap_or(0).max(0)
     }
 
     fn step(&mut self) -> Verdict {
@@ -143,7 +151,7 @@ impl Run {
             8, // the tap answers
             weather.pause,
             weather.access,
-            weather.clock,
+            weather.clock.weight(),
             weather.crash,
             weather.lull,
             3, // the network breaks
@@ -686,9 +694,11 @@ impl Run {
     }
 
     fn clock_steps(&mut self) {
-        let by = *self.dice.pick(&[-5_000i64, -500, 700, 20_000]);
+        let by = self.plan.weather.clock.step(&mut self.dice);
+        let before_us = self.wall_us();
         self.wall_offset_ms += by;
-        self.judge.clock_stepped(by.unsigned_abs());
+        let stepped_us = self.wall_us().abs_diff(before_us);
+        self.judge.clock_stepped(stepped_us.div_ceil(1000));
         self.note(|| format!("the wall clock steps by {by} ms"));
     }
 

@@ -70,8 +70,11 @@ pub(super) struct Judge {
     safe: u64,
     /// When the broker crashed.
     crashes: Vec<u64>,
-    /// How far the wall clock may be from what it was, in milliseconds.
+    /// By how much times that went through a restart may be wrong, in milliseconds: the clock was set
+    /// before. Within a life of the broker it may be set as it likes.
     clock_error: u64,
+    /// By how much the wall clock was set since the last restart.
+    clock_steps: u64,
     /// Every shard has looked at its timers since.
     turned: u64,
     /// Messages that did not come and that only a full queue explains.
@@ -99,6 +102,7 @@ impl Judge {
             safe: 0,
             crashes: Vec::new(),
             clock_error: 0,
+            clock_steps: 0,
             turned: 0,
             missing: Vec::new(),
             counted_losses: 0,
@@ -116,7 +120,7 @@ impl Judge {
 
     /// The wall clock was set to another time.
     pub(super) fn clock_stepped(&mut self, by_ms: u64) {
-        self.clock_error += by_ms;
+        self.clock_steps = self.clock_steps.saturating_add(by_ms);
     }
 
     /// All shards have looked at their timers.
@@ -131,7 +135,7 @@ impl Judge {
     }
 
     fn slack(&self) -> u64 {
-        SLACK + self.clock_error
+        SLACK.saturating_add(self.clock_error)
     }
 
     fn is_roomy(&self) -> bool {
@@ -319,6 +323,9 @@ impl Judge {
         }
         let now = self.tick();
         self.counted_losses += counted;
+        self.clock_error = self
+            .clock_error
+            .saturating_add(std::mem::take(&mut self.clock_steps));
         self.crashes.push(now.seq);
         for conn in &mut self.conns {
             conn.ended.get_or_insert(now);
