@@ -76,7 +76,8 @@ pub struct Limits {
     /// Bounds memory: a handshake holds up to 40 KiB, an established connection 8.
     pub max_handshakes: usize,
     /// Deliveries waiting between two workers, per receiving worker. Publishers are not read from
-    /// while it is exceeded, so nothing is lost by it.
+    /// while it is exceeded, so nothing is lost by it. 20,000: what one works off in about ten
+    /// milliseconds, which is how long a flood makes others wait.
     pub max_handover: usize,
     /// Time a closing connection has to take its last packets (CONNACK, DISCONNECT, PUBACKs).
     pub close_timeout: Duration,
@@ -154,7 +155,7 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             max_handshakes: 1_024,
-            max_handover: 100_000,
+            max_handover: 20_000,
             close_timeout: Duration::from_secs(2),
             connect_rate: None,
             client_messages_in: Some(Rate::of(20_000, 100_000)),

@@ -37,6 +37,8 @@ pub(crate) enum Mail {
     },
     /// Messages for sessions of this shard.
     Deliver(Vec<Post>),
+    /// The rest of them.
+    DeliverRest(std::vec::IntoIter<Post>),
     /// Deliveries that the store has, to wait in their shares.
     Park(Vec<Parked>),
     /// A publisher found the queue of a session full.

@@ -46,6 +46,9 @@ use crate::limits::Limits;
 use crate::stats::Counters;
 use crate::trace::Sink;
 
+/// Messages from other workers that are handed to their sessions in one turn: a millisecond of work.
+const DELIVERIES_PER_TURN: usize = 2048;
+
 /// The connections and sessions of one worker.
 pub(crate) struct Shard {
     pub(super) number: usize,
@@ -445,9 +448,12 @@ impl Shard {
         self.tenants.pressing > 0
     }
 
-    /// Works through mail from the front, until it is done or the shard is pressed.
+    /// Works through mail from the front, until it is done, the shard is pressed or others should have
+    /// their turn.
     pub(crate) fn mail(&mut self, mail: &mut VecDeque<Mail>) {
+        let mut room = DELIVERIES_PER_TURN;
         while !self.is_pressed()
+            && room > 0
             && let Some(item) = mail.pop_front()
         {
             match item {
@@ -456,18 +462,20 @@ impl Shard {
                     receipt,
                     outcome,
                 } => self.durable(session, receipt, outcome),
-                Mail::Deliver(posts) => {
+                Mail::Deliver(posts) => mail.push_front(Mail::DeliverRest(posts.into_iter())),
+                Mail::DeliverRest(mut posts) => {
                     // A burst of another worker's publisher may be longer than a receiver's queue.
                     let count = posts.len();
-                    let mut posts = posts.into_iter();
                     while !self.is_pressed()
+                        && room > 0
                         && let Some(post) = posts.next()
                     {
+                        room -= 1;
                         self.offer(post);
                     }
                     self.mailbox.delivered(count - posts.len());
                     if posts.len() > 0 {
-                        mail.push_front(Mail::Deliver(posts.collect()));
+                        mail.push_front(Mail::DeliverRest(posts));
                     }
                 }
                 Mail::Park(parked) => self.park(parked),

@@ -366,14 +366,12 @@ impl Spare {
         // comes later may find that there are some again.
         let accepted = poll_fn(|cx| Poll::Ready(socket.poll_accept(cx))).await;
         let turned_away = matches!(accepted, Poll::Ready(Ok(_)));
+        if turned_away {
+            let counters = hand_out.exchange.outside_counters();
+            counters.refused(Refused::Sockets);
+        }
         drop(accepted);
         *self = Spare::new();
-        if turned_away {
-            hand_out
-                .exchange
-                .outside_counters()
-                .refused(Refused::Sockets);
-        }
         turned_away
     }
 }

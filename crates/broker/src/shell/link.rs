@@ -46,7 +46,7 @@ const MIN_READ: usize = 4 * 1024;
 /// a client pays with bytes sent, not with a length claimed.
 const MAX_GROWTH: usize = 256 * 1024;
 
-/// Bytes encoded between two writes.
+/// Bytes encoded between two writes, and written in one turn.
 const WRITE_CHUNK: usize = 64 * 1024;
 
 /// How long a publisher waits before it looks again whether another worker caught up.
@@ -291,9 +291,11 @@ where
         }
     }
 
-    /// Writes what is due. Pending while the transport does not take it.
+    /// Writes what is due, up to a turn's worth of it. Pending while the transport does not take it, or
+    /// there is more: a quick reader of a million retained messages is not to have the worker for itself.
     fn send(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, io::Error> {
-        loop {
+        let mut turn = 0;
+        while turn < WRITE_CHUNK {
             while !self.unsent.is_empty() {
                 let Some(transport) = &mut self.transport else {
                     return Err(io::ErrorKind::NotConnected.into());
@@ -324,6 +326,7 @@ where
             if scratch.write.is_empty() {
                 break;
             }
+            turn += scratch.write.len();
             shard.count_written(self.id, scratch.write.len());
             drop(shard);
             // The common case: all of it goes at once, and nothing is kept.
@@ -349,6 +352,10 @@ where
                 Poll::Ready(()) => self.flushing = Flushing::Clean,
                 Poll::Pending => return Ok(Poll::Pending),
             }
+        }
+        if turn >= WRITE_CHUNK {
+            cx.waker().wake_by_ref();
+            return Ok(Poll::Pending);
         }
         Ok(Poll::Ready(()))
     }

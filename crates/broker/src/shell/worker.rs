@@ -43,6 +43,8 @@ pub(crate) struct Worker {
     /// One for each worker.
     removals: Vec<mpsc::UnboundedSender<Removal>>,
     pub(crate) handshakes: Semaphore,
+    /// Who may do the next step of a handshake.
+    pub(crate) steps: Semaphore,
 }
 
 /// A connection on its way to the worker of its session. How many there can be at once is bounded by
@@ -110,6 +112,7 @@ pub(crate) fn spawn(
                 exchange,
                 removals: ways.removals,
                 handshakes: Semaphore::new(handshakes.min(Semaphore::MAX_PERMITS)),
+                steps: Semaphore::new(1),
             });
             runtime.block_on(work(number, worker, arrivals, ways.arrivals));
             // Dropping the runtime drops what is left of the tasks, and with them their sockets.
