@@ -141,6 +141,30 @@ const LIST: &str = "audit";
 const ABOVE_ALL: &str = "g";
 
 impl Fleet {
+    /// Records what an operator is about to do with something that is not kept here, a client of the
+    /// broker for one. Before the act, so that none is missing.
+    ///
+    /// # Errors
+    /// [`FleetError::Storage`]; then the act should not happen.
+    pub async fn record(
+        &self,
+        actor: &Actor,
+        action: &'static str,
+        kind: Kind,
+        id: &str,
+        details: Value,
+    ) -> Result<(), FleetError> {
+        let mut turn = self.store().write().await?;
+        record(
+            turn.connection(),
+            actor,
+            Act::done(action, kind, id, details),
+        )
+        .await?;
+        turn.commit().await?;
+        Ok(())
+    }
+
     /// The audit log, newest first: all of it, or what happened to one thing.
     ///
     /// # Errors

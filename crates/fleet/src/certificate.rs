@@ -1,4 +1,5 @@
-//! Certificates of devices: issued for a request, kept as a row each, revoked for good.
+//! Certificates of devices: issued for a request (or registered, `foreign_certificate`), kept as a row
+//! each, revoked for good.
 //!
 //! A device may have several at once, so that it can change over without a gap. Rows stay after
 //! revocation and after the end of the device: "revoked" must remain tellable from "never seen".
@@ -15,6 +16,7 @@ use crate::{
     directory::Credentials,
     fleet::{now_us, unbroken},
     request::CertificateRequest,
+    store::WriteTurn,
     vehicle,
 };
 
@@ -23,7 +25,7 @@ use crate::{
 pub struct Certificate {
     /// The device it was issued for, which is its subject's common name.
     pub device_id: DeviceId,
-    /// Its serial number: 32 lower-case hexadecimal digits.
+    /// Its serial number, lower-case hexadecimal: 32 digits for those of the fleet CA. Unique per issuer.
     pub serial: String,
     /// SHA-256 over its DER.
     pub fingerprint_sha256: Fingerprint,
@@ -35,7 +37,8 @@ pub struct Certificate {
     pub revoked_us: Option<i64>,
     /// The certificate itself, PEM.
     pub pem: String,
-    /// The certificates above it, PEM: the fleet CA, by which the device also knows the server.
+    /// The certificates above it, PEM: the fleet CA, by which the device also knows the server; for one
+    /// that another CA issued, what was registered with it.
     pub chain_pem: String,
 }
 
@@ -65,7 +68,8 @@ impl Fleet {
                 Err(refusal) => Err(refusal),
             };
             if let Err(refusal) = &issued {
-                fleet.record_refusal(&actor, &id, refusal).await?;
+                let action = "certificate.issue";
+                fleet.record_refusal(&actor, action, &id, refusal).await?;
             }
             issued
         })
@@ -79,26 +83,31 @@ impl Fleet {
         request: &CertificateRequest,
     ) -> Result<Certificate, FleetError> {
         let mut turn = self.store().write().await?;
-        let device = device::must_find(turn.connection(), id).await?;
-        if !device.enabled {
-            return Err(FleetError::disabled(Kind::Device, id));
-        }
-        if !vehicle::must_find(turn.connection(), &device.vehicle_id)
-            .await?
-            .enabled
-        {
-            return Err(FleetError::disabled(Kind::Vehicle, &device.vehicle_id));
-        }
+        must_be_enabled(turn.connection(), id).await?;
         let lifetime = self.options().device_certificate_lifetime;
         let signed = self.ca().sign_device(id, request, lifetime, now_us())?;
         let certificate = certificate_of(id, &signed, self.ca().cert_pem());
-        insert(turn.connection(), &certificate).await?;
+        self.keep(turn, actor, "certificate.issue", certificate, None)
+            .await
+    }
+
+    /// Writes the row and its audit entry, and lets the certificate in. `chain` is `None` for the fleet CA.
+    pub(crate) async fn keep(
+        &self,
+        mut turn: WriteTurn<'_>,
+        actor: &Actor,
+        action: &'static str,
+        certificate: Certificate,
+        chain: Option<&str>,
+    ) -> Result<Certificate, FleetError> {
+        let id = certificate.device_id.clone();
+        insert(turn.connection(), &certificate, chain).await?;
         let details = json!({
             "serial": certificate.serial,
             "fingerprint": certificate.fingerprint_sha256.to_string(),
             "not_after_us": certificate.not_after_us,
         });
-        let act = Act::done("certificate.issue", Kind::Device, id.as_str(), details);
+        let act = Act::done(action, Kind::Device, id.as_str(), details);
         audit::record(turn.connection(), actor, act).await?;
         self.conclude(
             turn,
@@ -106,7 +115,7 @@ impl Fleet {
                 directory.put_certificate(Credentials {
                     fingerprint: certificate.fingerprint_sha256,
                     serial: &certificate.serial,
-                    device_id: id,
+                    device_id: &id,
                     not_before_us: certificate.not_before_us,
                     not_after_us: certificate.not_after_us,
                     revoked_us: None,
@@ -118,9 +127,10 @@ impl Fleet {
         Ok(certificate)
     }
 
-    async fn record_refusal(
+    pub(crate) async fn record_refusal(
         &self,
         actor: &Actor,
+        action: &'static str,
         id: &DeviceId,
         refusal: &FleetError,
     ) -> Result<(), FleetError> {
@@ -133,7 +143,7 @@ impl Fleet {
         }
         let mut turn = self.store().write().await?;
         let act = Act {
-            action: "certificate.issue",
+            action,
             kind: Kind::Device,
             id: id.as_str(),
             outcome: Outcome::Refused,
@@ -145,39 +155,53 @@ impl Fleet {
     }
 
     /// Revokes a certificate for good: it is refused from its next message on, and
-    /// [`Change::AccessLost`] is sent. A revoked one stays as it is.
+    /// [`Change::AccessLost`] is sent. A revoked one stays as it is. `name` is its serial, or its
+    /// fingerprint, which is needed where certificates of two CAs have the same serial.
     ///
     /// # Errors
-    /// [`FleetError::NotFound`], [`FleetError::Storage`].
+    /// [`FleetError::NotFound`], [`FleetError::Invalid`] for a serial that several certificates have,
+    /// [`FleetError::Storage`].
     pub async fn revoke_certificate(
         &self,
         actor: &Actor,
-        serial: &str,
+        name: &str,
     ) -> Result<Certificate, FleetError> {
-        let (fleet, actor, serial) = (self.clone(), actor.clone(), serial.to_ascii_lowercase());
+        let (fleet, actor, name) = (self.clone(), actor.clone(), name.to_ascii_lowercase());
         unbroken(async move {
             let now = now_us();
             let mut turn = fleet.store().write().await?;
-            let row = sqlx::query("SELECT * FROM certificates WHERE serial = $1")
-                .bind(serial.as_str())
-                .fetch_optional(turn.connection())
-                .await
-                .map_err(FleetError::storage("read a certificate"))?
-                .ok_or_else(|| FleetError::not_found(Kind::Certificate, &serial))?;
-            let mut certificate = read(&row, fleet.ca().cert_pem())?;
+            let rows = sqlx::query(
+                "SELECT * FROM certificates WHERE serial = $1 OR fingerprint = $1 LIMIT 2",
+            )
+            .bind(name.as_str())
+            .fetch_all(turn.connection())
+            .await
+            .map_err(FleetError::storage("read a certificate"))?;
+            let row = match &rows[..] {
+                [] => return Err(FleetError::not_found(Kind::Certificate, &name)),
+                [row] => row,
+                _ => {
+                    return Err(FleetError::invalid(
+                        "certificate serial",
+                        format!("`{name}` is the serial of several certificates; name one by its fingerprint"),
+                    ));
+                }
+            };
+            let mut certificate = read(row, fleet.ca().cert_pem())?;
             if certificate.revoked_us.is_some() {
                 return Ok(certificate);
             }
             certificate.revoked_us = Some(now);
-            sqlx::query("UPDATE certificates SET revoked_us = $2 WHERE serial = $1")
-                .bind(serial.as_str())
+            sqlx::query("UPDATE certificates SET revoked_us = $2 WHERE fingerprint = $1")
+                .bind(certificate.fingerprint_sha256.to_string())
                 .bind(now)
                 .execute(turn.connection())
                 .await
                 .map_err(FleetError::storage("revoke a certificate"))?;
             let id = certificate.device_id.clone();
             let details = json!({ "device": id.as_str() });
-            let act = Act::done("certificate.revoke", Kind::Certificate, &serial, details);
+            let serial = &certificate.serial;
+            let act = Act::done("certificate.revoke", Kind::Certificate, serial, details);
             audit::record(turn.connection(), &actor, act).await?;
             let fingerprint = certificate.fingerprint_sha256;
             fleet
@@ -238,6 +262,22 @@ impl Fleet {
     }
 }
 
+/// A device that may get a certificate: it and its vehicle are enabled.
+pub(crate) async fn must_be_enabled(
+    connection: &mut AnyConnection,
+    id: &DeviceId,
+) -> Result<(), FleetError> {
+    let device = device::must_find(&mut *connection, id).await?;
+    if !device.enabled {
+        return Err(FleetError::disabled(Kind::Device, id));
+    }
+    let vehicle = vehicle::must_find(connection, &device.vehicle_id).await?;
+    match vehicle.enabled {
+        true => Ok(()),
+        false => Err(FleetError::disabled(Kind::Vehicle, &device.vehicle_id)),
+    }
+}
+
 fn certificate_of(device_id: &DeviceId, signed: &Signed, ca_pem: &str) -> Certificate {
     Certificate {
         device_id: device_id.clone(),
@@ -254,12 +294,13 @@ fn certificate_of(device_id: &DeviceId, signed: &Signed, ca_pem: &str) -> Certif
 async fn insert(
     connection: &mut AnyConnection,
     certificate: &Certificate,
+    chain: Option<&str>,
 ) -> Result<(), FleetError> {
-    // No conflict clause: two equal serials of 126 random bits would be a broken generator.
+    // No conflict clause: ours is new, and of a foreign one it was asked whether it is there already.
     sqlx::query(
         "INSERT INTO certificates \
-         (id, serial, device_id, fingerprint, not_before_us, not_after_us, revoked_us, pem) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+         (id, serial, device_id, fingerprint, not_before_us, not_after_us, revoked_us, pem, chain) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
     )
     .bind(Uuid::now_v7().to_string())
     .bind(certificate.serial.as_str())
@@ -269,6 +310,7 @@ async fn insert(
     .bind(certificate.not_after_us)
     .bind(certificate.revoked_us)
     .bind(certificate.pem.as_str())
+    .bind(chain)
     .execute(connection)
     .await
     .map_err(FleetError::storage("keep a certificate"))?;
@@ -316,7 +358,9 @@ fn read(row: &AnyRow, ca_pem: &str) -> Result<Certificate, FleetError> {
             not_after_us: row.try_get("not_after_us")?,
             revoked_us: row.try_get("revoked_us")?,
             pem: row.try_get("pem")?,
-            chain_pem: ca_pem.to_owned(),
+            chain_pem: row
+                .try_get::<Option<String>, _>("chain")?
+                .unwrap_or_else(|| ca_pem.to_owned()),
         })
     };
     fields().map_err(failed("read a certificate"))

@@ -23,6 +23,10 @@ pub enum Kind {
     Authority,
     /// A certificate of this server.
     ServerCertificate,
+    /// A ban, named by its target.
+    Ban,
+    /// An MQTT client, named as the broker names it. Kept by the broker, here only in the audit log.
+    Client,
 }
 
 impl Kind {
@@ -36,6 +40,8 @@ impl Kind {
             Self::Model => "model",
             Self::Authority => "authority",
             Self::ServerCertificate => "server certificate",
+            Self::Ban => "ban",
+            Self::Client => "client",
         }
     }
 }

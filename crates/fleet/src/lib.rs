@@ -4,7 +4,7 @@
 //! - [`Fleet`] is the handle: it registers, changes and lists, each change durable, versioned and
 //!   audited ([`Actor`]).
 //! - [`Authority`] is the fleet CA; [`Fleet::issue_certificate`] turns a device's request into a
-//!   certificate.
+//!   certificate, [`Fleet::register_certificate`] takes one that another CA issued.
 //! - [`Directory`] answers the broker's questions without touching the store: who is this
 //!   certificate, may they publish here, may they subscribe to that.
 //! - [`Change`]s tell the rest of the program what to look at again.
@@ -14,6 +14,7 @@
 mod access;
 mod audit;
 mod authority;
+mod ban;
 mod certificate;
 mod change;
 mod device;
@@ -22,6 +23,7 @@ mod durable_file;
 mod error;
 mod fingerprint;
 mod fleet;
+mod foreign_certificate;
 mod id;
 mod load;
 mod model;
@@ -33,6 +35,7 @@ mod vehicle;
 
 pub use audit::{Actor, AuditEntry, Outcome};
 pub use authority::Authority;
+pub use ban::{Ban, MAX_BANS, NewBan};
 pub use certificate::Certificate;
 pub use change::{CHANGES_BUFFERED, Change};
 pub use device::{Device, NewDevice};

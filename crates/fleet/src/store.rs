@@ -51,7 +51,7 @@ impl Store {
             .connect(&sqlite_url(file)?)
             .await
             .map_err(FleetError::storage("open fleet.db"))?;
-        migrations()
+        Migrator::with_migrations(migrations())
             .run(&pool)
             .await
             .map_err(|source| FleetError::Migrate {
@@ -130,15 +130,21 @@ fn prepare(connection: &mut AnyConnection) -> BoxFuture<'_, Result<(), sqlx::Err
     })
 }
 
-fn migrations() -> Migrator {
-    let registry = include_str!("../migrations/0001_registry.sql");
-    Migrator::with_migrations(vec![Migration::new(
-        1,
-        "registry".into(),
-        MigrationType::Simple,
-        registry.into_sql_str(),
-        false,
-    )])
+/// In order; one that was released is never changed again.
+fn migrations() -> Vec<Migration> {
+    let steps = [
+        ("registry", include_str!("../migrations/0001_registry.sql")),
+        (
+            "foreign certificates",
+            include_str!("../migrations/0002_foreign_certificates.sql"),
+        ),
+        ("bans", include_str!("../migrations/0003_bans.sql")),
+    ];
+    let migrations = (1..).zip(steps).map(|(version, (name, text))| {
+        let text = text.into_sql_str();
+        Migration::new(version, name.into(), MigrationType::Simple, text, false)
+    });
+    migrations.collect()
 }
 
 /// The URL `Any` wants for a file; every byte that could mean something in a URL is escaped.
@@ -194,6 +200,42 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(names, ["kept"]);
+    }
+
+    /// A register of the first version is brought up to date with what is in it.
+    #[tokio::test]
+    async fn certificates_of_the_first_schema_stay_as_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("fleet.db");
+        sqlx::any::install_default_drivers();
+        fs::write(&file, "").unwrap();
+        let old = AnyPool::connect(&sqlite_url(&file).unwrap()).await.unwrap();
+        let first = migrations().into_iter().take(1).collect();
+        Migrator::with_migrations(first).run(&old).await.unwrap();
+        let row = "INSERT INTO certificates \
+                   (id, serial, device_id, fingerprint, not_before_us, not_after_us, pem) \
+                   VALUES ($1, '0a', 'tcu-1', $2, 0, 1, 'PEM')";
+        let insert = |pool: AnyPool, id: &'static str| async move {
+            sqlx::query(row).bind(id).bind(id).execute(&pool).await
+        };
+        insert(old.clone(), "one").await.unwrap();
+        insert(old.clone(), "two")
+            .await
+            .expect_err("a serial once only");
+        old.close().await;
+
+        let store = Store::open(&file).await.unwrap();
+        let chain: Option<String> = sqlx::query_scalar("SELECT chain FROM certificates")
+            .fetch_one(store.pool())
+            .await
+            .unwrap();
+        assert_eq!(chain, None, "the fleet CA's");
+        insert(store.pool().clone(), "two")
+            .await
+            .expect("another CA counts from the same number");
+        insert(store.pool().clone(), "two")
+            .await
+            .expect_err("a fingerprint once only");
     }
 
     #[tokio::test]
