@@ -13,14 +13,21 @@
 
 use std::sync::Arc;
 
-use broker::{Acknowledge, ConnectAttempt, Decision, Hooks, Identity, Refusal, Tap};
+use broker::{Acknowledge, ConnectAttempt, Decision, Hooks, Identity, Presence, Refusal, Tap};
 use eventlog::{AppendError, Stream};
 use fleet::{DevicePrincipal, Directory};
 use mqtt::{Publish, ReasonCode};
 use pipeline::Incoming;
 
-use crate::{clock::now_us, config::Anonymous};
+use crate::{
+    clock::now_us,
+    config::{Anonymous, listener::Auth},
+    presence::PresenceQueue,
+};
 
+/// Trees that the server alone publishes to: its figures, and what happened to clients. Whoever could
+/// publish there could say of others that they left.
+const OWN_TREES: [&str; 3] = ["$SYS/", "$milepost/events/", "$aws/events/"];
 /// The tree of device data; everything below it is kept.
 const DATA_TREE: &str = "dt/";
 /// What clients without credentials are called, and what their client ids begin with.
@@ -34,20 +41,64 @@ enum Who {
     Anyone(String),
 }
 
+/// Who is let in by a listener.
+#[derive(Debug, Clone)]
+pub struct Doorway {
+    /// Its name.
+    pub listener: Arc<str>,
+    /// By what clients are known there.
+    pub auth: Auth,
+    /// What becomes of those without credentials.
+    pub anonymous: Anonymous,
+}
+
 /// The fleet and the log, plugged into the broker.
 pub struct FleetHooks {
     directory: Arc<Directory>,
     raw: Stream,
-    anonymous: Anonymous,
+    doorways: Vec<Doorway>,
+    presence: PresenceQueue,
 }
 
 impl FleetHooks {
-    /// `raw` takes a copy of everything published below `dt/`.
-    pub fn new(directory: Arc<Directory>, raw: Stream, anonymous: Anonymous) -> Self {
+    /// `raw` takes a copy of everything published below `dt/`, `presence` every coming and going.
+    pub fn new(
+        directory: Arc<Directory>,
+        raw: Stream,
+        doorways: Vec<Doorway>,
+        presence: PresenceQueue,
+    ) -> Self {
         Self {
             directory,
             raw,
-            anonymous,
+            doorways,
+            presence,
+        }
+    }
+
+    /// The device behind a connection; `None` if it shows no certificate.
+    fn device(&self, attempt: &ConnectAttempt<'_>) -> Result<Option<DevicePrincipal>, Refusal> {
+        let refused = |why: String| Refusal::new(ReasonCode::NotAuthorized, why);
+        if let Some(leaf) = attempt.certificates.first() {
+            let identified = self.directory.identify(leaf, now_us());
+            return identified
+                .map(Some)
+                .map_err(|denied| refused(denied.to_string()));
+        }
+        // A proxy in front has ended TLS and names whose certificate it verified. Which certificate it
+        // was it cannot say, so any valid one of the device will do.
+        let Some(name) = attempt
+            .proxied
+            .and_then(|it| it.certificate_name.as_deref())
+        else {
+            return Ok(None);
+        };
+        match self.directory.recall(name, now_us()) {
+            Some(principal) => Ok(Some(principal)),
+            None => Err(refused(format!(
+                "the proxy verified a certificate of `{name}`, but no enabled device with a valid \
+                 certificate is called that"
+            ))),
         }
     }
 }
@@ -68,6 +119,7 @@ fn response_topic(principal: &DevicePrincipal) -> String {
 fn device_identity(client_id: impl Into<Arc<str>>, principal: DevicePrincipal) -> Identity {
     let response_topic = response_topic(&principal);
     Identity::new(client_id, principal.device_id().as_str())
+        .with_group(principal.vehicle_id().to_shared())
         .with_response_information(response_topic)
         .with_context(Arc::new(Who::Device(principal)))
 }
@@ -84,31 +136,37 @@ fn who(identity: &Identity) -> Option<&Who> {
 
 impl Hooks for FleetHooks {
     fn authenticate(&self, attempt: &ConnectAttempt<'_>) -> Result<Identity, Refusal> {
-        match attempt.certificates.first() {
-            Some(leaf) => {
-                let principal = self.directory.identify(leaf, now_us()).map_err(|denied| {
-                    Refusal::new(ReasonCode::NotAuthorized, denied.to_string())
-                })?;
-                let client_id = client_id(principal.device_id().as_str(), attempt.client_id);
-                Ok(device_identity(client_id, principal))
+        let mut doorways = self.doorways.iter();
+        let Some(doorway) = doorways.find(|it| it.listener == *attempt.listener) else {
+            let why = format!("listener {} is not known to the server", attempt.listener);
+            return Err(Refusal::new(ReasonCode::NotAuthorized, why));
+        };
+        if doorway.auth.by_certificate()
+            && let Some(principal) = self.device(attempt)?
+        {
+            let client_id = client_id(principal.device_id().as_str(), attempt.client_id);
+            return Ok(device_identity(client_id, principal));
+        }
+        match (doorway.auth.without_certificate(), doorway.anonymous) {
+            (true, Anonymous::AllowAll) => {
+                let client_id = client_id(ANONYMOUS, attempt.client_id);
+                Ok(anonymous_identity(client_id, attempt.client_id))
             }
-            None => match self.anonymous {
-                Anonymous::AllowAll => {
-                    let client_id = client_id(ANONYMOUS, attempt.client_id);
-                    Ok(anonymous_identity(client_id, attempt.client_id))
-                }
-                Anonymous::Deny => Err(Refusal::new(
-                    ReasonCode::NotAuthorized,
-                    "no credentials, and access.anonymous is \"deny\"",
-                )),
-            },
+            (true, Anonymous::Deny) => Err(Refusal::new(
+                ReasonCode::NotAuthorized,
+                "no credentials, and access.anonymous is \"deny\"",
+            )),
+            (false, _) => Err(Refusal::new(
+                ReasonCode::NotAuthorized,
+                "no certificate, and listener.auth asks for one",
+            )),
         }
     }
 
     fn may_publish(&self, identity: &Identity, topic: &str) -> Decision {
         decision(match who(identity) {
             Some(Who::Device(principal)) => self.directory.may_publish(principal, topic),
-            Some(Who::Anyone(_)) => true,
+            Some(Who::Anyone(_)) => !OWN_TREES.iter().any(|tree| topic.starts_with(tree)),
             None => false,
         })
     }
@@ -132,15 +190,19 @@ impl Hooks for FleetHooks {
     fn recall(&self, client_id: &str, principal: &str) -> Option<Identity> {
         // What follows the name of its owner, as `client_id` made it.
         let chosen = client_id.strip_prefix(principal)?.strip_prefix('/')?;
-        match self.anonymous {
-            Anonymous::AllowAll if principal == ANONYMOUS => {
-                Some(anonymous_identity(client_id, chosen))
-            }
-            _ => {
+        let mut doorways = self.doorways.iter();
+        let lets_anybody_in = doorways.any(|it| it.anonymous == Anonymous::AllowAll);
+        match principal == ANONYMOUS && lets_anybody_in {
+            true => Some(anonymous_identity(client_id, chosen)),
+            false => {
                 let principal = self.directory.recall(principal, now_us())?;
                 Some(device_identity(client_id, principal))
             }
         }
+    }
+
+    fn presence(&self, event: &Presence<'_>) {
+        self.presence.push(event);
     }
 
     fn tap(
@@ -231,11 +293,27 @@ fn reason(error: &AppendError) -> ReasonCode {
 mod tests {
     use std::net::SocketAddr;
 
+    use broker::Proxied;
     use eventlog::{Log, LogOptions, StreamConfig};
     use fleet::{Actor, Fleet, NewDevice, NewVehicle};
     use rustls::pki_types::{CertificateDer, pem::PemObject};
 
     use super::*;
+    use crate::presence::queue;
+
+    /// One that asks for certificates, one that does not, and one behind a proxy.
+    fn doorways(anonymous: Anonymous) -> Vec<Doorway> {
+        let doorway = |listener: &str, auth, anonymous| Doorway {
+            listener: listener.into(),
+            auth,
+            anonymous,
+        };
+        vec![
+            doorway("mqtts-0", Auth::Certificate, Anonymous::Deny),
+            doorway("mqtt-1", Auth::Anonymous, anonymous),
+            doorway("mqtt-2", Auth::CertificateOrAnonymous, anonymous),
+        ]
+    }
 
     /// A fleet of one car, and the hooks over it.
     struct Yard {
@@ -275,7 +353,7 @@ mod tests {
                 .await
                 .expect("signed");
             Yard {
-                hooks: FleetHooks::new(fleet.directory(), raw, anonymous),
+                hooks: FleetHooks::new(fleet.directory(), raw, doorways(anonymous), queue().0),
                 certificate: CertificateDer::from_pem_slice(issued.pem.as_bytes()).expect("DER"),
                 _folder: folder,
                 fleet,
@@ -284,17 +362,101 @@ mod tests {
         }
 
         fn connect(&self, client_id: &str, certificates: &[CertificateDer<'static>]) -> Identity {
-            let attempt = ConnectAttempt {
-                listener: &"mqtts-0".into(),
+            let listener = match certificates {
+                [] => "mqtt-1",
+                _ => "mqtts-0",
+            };
+            let attempt = self.attempt(listener, client_id, certificates, None);
+            attempt.expect("let in")
+        }
+
+        fn attempt(
+            &self,
+            listener: &str,
+            client_id: &str,
+            certificates: &[CertificateDer<'static>],
+            proxied: Option<&Proxied>,
+        ) -> Result<Identity, Refusal> {
+            self.hooks.authenticate(&ConnectAttempt {
+                listener: &listener.into(),
+                transport: "mqtt",
                 peer: SocketAddr::from(([127, 0, 0, 1], 1)),
-                transport: "mqtts",
-                proxied: None,
+                proxied,
                 client_id,
                 username: None,
                 password: None,
                 certificates,
-            };
-            self.hooks.authenticate(&attempt).expect("let in")
+            })
+        }
+    }
+
+    fn behind_proxy(certificate_name: Option<&str>) -> Proxied {
+        Proxied {
+            proxy: SocketAddr::from(([10, 0, 0, 1], 1)),
+            certificate_name: certificate_name.map(Into::into),
+            server_name: None,
+            tls_version: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn each_listener_lets_in_whom_it_is_for() {
+        let yard = Yard::open(Anonymous::AllowAll).await;
+        let shown = std::slice::from_ref(&yard.certificate);
+        let (tcu, other, none) = (
+            behind_proxy(Some("tcu-1")),
+            behind_proxy(Some("tcu-9")),
+            behind_proxy(None),
+        );
+        type Row<'a> = (
+            &'a str,
+            &'a [CertificateDer<'static>],
+            Option<&'a Proxied>,
+            Option<&'a str>,
+        );
+        let rows: [Row<'_>; 8] = [
+            ("mqtts-0", shown, None, Some("tcu-1")),
+            ("mqtts-0", &[], None, None),
+            // Asked for no certificate, so none counts.
+            ("mqtt-1", &[], Some(&tcu), Some("anonymous")),
+            ("mqtt-2", &[], Some(&tcu), Some("tcu-1")),
+            ("mqtt-2", &[], Some(&other), None),
+            ("mqtt-2", &[], Some(&none), Some("anonymous")),
+            ("mqtt-2", &[], None, Some("anonymous")),
+            ("mqtt-3", shown, None, None),
+        ];
+        for (listener, certificates, proxied, expected) in rows {
+            let identity = yard.attempt(listener, "app", certificates, proxied);
+            let principal = identity.as_ref().map(|identity| &*identity.principal).ok();
+            assert_eq!(principal, expected, "{listener} {proxied:?}");
+        }
+        let device = yard
+            .attempt("mqtt-2", "app", &[], Some(&tcu))
+            .expect("let in");
+        assert_eq!(device.group.as_deref(), Some("car-1"));
+        let fleet = &yard.fleet;
+        let disabled = fleet.set_device_enabled(&yard.operator, "tcu-1", false, None);
+        disabled.await.expect("disabled");
+        let refused = yard
+            .attempt("mqtt-2", "app", &[], Some(&tcu))
+            .expect_err("shut out");
+        assert!(refused.log.contains("`tcu-1`"), "{}", refused.log);
+    }
+
+    #[tokio::test]
+    async fn nobody_speaks_in_the_servers_name() {
+        let yard = Yard::open(Anonymous::AllowAll).await;
+        let anybody = yard.connect("trial", &[]);
+        let device = yard.connect("app", std::slice::from_ref(&yard.certificate));
+        for topic in [
+            "$SYS/broker/version",
+            "$milepost/events/presence/connected/tcu-1/app",
+            "$aws/events/presence/connected/app",
+        ] {
+            assert_eq!(yard.hooks.may_publish(&anybody, topic), Decision::Deny);
+            assert_eq!(yard.hooks.may_publish(&device, topic), Decision::Deny);
+            assert_eq!(yard.hooks.may_subscribe(&anybody, topic), Decision::Allow);
+            assert_eq!(yard.hooks.may_subscribe(&device, topic), Decision::Deny);
         }
     }
 

@@ -1,35 +1,41 @@
 //! Assembles Milepost: configuration in, a running server out, and the way back.
 //!
 //! Start: check everything that can be wrong → take all ports → open fleet, log and lake (which
-//! recover what a crash left) → start the consumers → restore the sessions → serve. Nobody is served
-//! by half a server.
+//! recover what a crash left) → read certificates → start the consumers → restore the sessions → serve.
+//! Nobody is served by half a server.
 //!
 //! Stop, in this order and within a deadline: no new connections; owed acknowledgements go out as
-//! their records become durable; sessions are kept as they are; the consumers reach the end of the
-//! log; the lake commits; files are closed. What was acknowledged was on disk before any of this began.
+//! their records become durable; sessions are kept as they are; presence says who left; the consumers
+//! reach the end of the log; the lake commits; files are closed. What was acknowledged was on disk before any of this began.
 
 pub mod config;
 pub mod preflight;
 
+mod bans;
 mod clock;
 mod decoders;
 mod fleet_source;
 mod hooks;
 mod http;
 mod ingest;
+mod limits;
+mod listeners;
+mod memory;
+mod open_files;
+mod presence;
 mod sessions;
 mod state;
+mod streams;
+mod sys;
 mod tls;
+mod web;
 
 use std::{
     fmt, io, net::SocketAddr, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc, time::Duration,
 };
 
-use broker::{
-    Broker, BrokerConfig, BrokerHandle, Limits, ListenerConfig, Recovery, Tls, TlsSettings,
-    Transport,
-};
-use eventlog::{Log, LogOptions, Retention, Stream, StreamConfig};
+use broker::{Broker, BrokerConfig, BrokerHandle, Recovery};
+use eventlog::Stream;
 use fleet::{Change, Fleet, FleetError};
 use lake::{Lake, LakeError, LakeOptions, QueryLimits};
 use mqtt::ReasonCode;
@@ -40,12 +46,20 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use bans::Bans;
 use clock::now_us;
-use config::{Anonymous, Config, Durability, Protocol, problem::Problems, quantity::ByteSize};
+use config::{Config, problem::Problems};
 use decoders::Decoders;
 use hooks::FleetHooks;
 use ingest::Ingest;
+pub use memory::MemoryBound;
+use open_files::OpenFiles;
+pub use open_files::{Shortage, TooFewFiles};
+use presence::PresenceQueue;
 use state::{AppState, Phase, PhaseCell};
+use streams::Streams;
+use tls::Renewal;
+pub use tls::{Renewed, TlsError};
 
 /// Why the server did not start. No port is open after one of these.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +86,10 @@ pub enum StartError {
     Lake(#[from] LakeError),
     /// TLS could not be set up.
     #[error(transparent)]
-    Tls(#[from] tls::TlsError),
+    Tls(#[from] TlsError),
+    /// The system lets this process open too few files.
+    #[error(transparent)]
+    Files(#[from] TooFewFiles),
     /// The broker did not start.
     #[error("the broker could not be started")]
     Broker(#[from] broker::StartError),
@@ -123,7 +140,10 @@ impl fmt::Display for Addresses {
 pub struct Server {
     addresses: Addresses,
     state: Arc<AppState>,
+    shortage: Option<Shortage>,
     ingest: Ingest,
+    presence: PresenceQueue,
+    announcing: std::thread::JoinHandle<()>,
     stop: CancellationToken,
     tasks: Vec<(&'static str, JoinHandle<()>)>,
 }
@@ -135,12 +155,24 @@ impl Server {
     /// See [`StartError`]. On an error no port stays open.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let reserved = preflight::reserve(&config)?;
+        let files = OpenFiles::claim(&config)?;
         make_data_dir(&config)?;
 
         let fleet = Fleet::open(&config.data_dir).await?;
-        let (log, raw, dead) = open_log(&config)?;
+        let Streams {
+            log,
+            raw,
+            dead,
+            presence: presence_stream,
+        } = streams::open(&config)?;
         let group = log.group("processor")?;
-        let lake = Lake::open(&config.data_dir.join("lake"), lake_options(&config, &raw)).await?;
+        let lake_options = lake_options(&config, &raw);
+        let limits = limits::of(
+            &config,
+            usize::try_from(files.sockets).unwrap_or(usize::MAX),
+        );
+        let memory = MemoryBound::of(&config, &limits, &lake_options);
+        let lake = Lake::open(&config.data_dir.join("lake"), lake_options).await?;
         lake.set_fleet_source(fleet_source::of(&fleet)).await;
         // Before the models are read, so that no change falls between.
         let changes = fleet.subscribe_changes();
@@ -149,47 +181,27 @@ impl Server {
             let decoders = decoders.clone();
             Arc::new(move |vehicle: &str| decoders.of_vehicle(vehicle))
         });
-        let mut transports = Vec::with_capacity(config.listeners.len());
-        for listener in &config.listeners {
-            transports.push(match &listener.protocol {
-                Protocol::Mqtt { .. } => Transport::Tcp,
-                Protocol::Mqtts { names } => {
-                    let names = server_names(listener.bind, names);
-                    let settings = tls::server_config(&fleet, &names).await?;
-                    Transport::Tls(Tls::new(TlsSettings::new(settings)))
-                }
-            });
-        }
+        let named = listeners::named(&config.listeners);
+        let tls = Arc::new(Renewal::begin(fleet.clone(), named).await?);
 
         // From here on people may come in.
         let ingest = Ingest::start(&raw, &dead, &group, &lake, &processor)?;
         let sockets = reserved.listen()?;
-        let anonymous = config
-            .listeners
-            .iter()
-            .find_map(|listener| match listener.protocol {
-                Protocol::Mqtt { anonymous } => Some(anonymous),
-                Protocol::Mqtts { .. } => None,
-            })
-            .unwrap_or(Anonymous::Deny);
-        let hooks = FleetHooks::new(fleet.directory(), raw.clone(), anonymous);
-        let listeners = transports
-            .into_iter()
-            .zip(sockets.mqtt)
-            .enumerate()
-            .map(|(index, (transport, socket))| {
-                let name = format!("{}-{index}", transport.protocol());
-                ListenerConfig::new(name, socket, transport)
-            })
-            .collect();
+        let (presence, events) = presence::queue();
+        let doorways = listeners::doorways(&config.listeners);
+        let hooks = FleetHooks::new(fleet.directory(), raw.clone(), doorways, presence.clone());
+        let (web_door, web_visitors) = web::door();
+        let listeners = listeners::for_broker(&config.listeners, sockets.mqtt, &tls, &web_door);
         let broker_config = BrokerConfig {
-            limits: limits(&config),
+            limits,
             store: sessions::store(&config),
             ..BrokerConfig::new(listeners)
         };
         sessions::announce(&config.data_dir);
         let broker = start_broker(broker_config, hooks).await?;
         sessions::report(broker.recovery());
+        let bans = Bans::new(fleet.clone(), broker.clone());
+        bans.enforce().await?;
         let http = tokio::net::TcpListener::from_std(sockets.http)?;
         let sql = tokio::net::TcpListener::from_std(sockets.sql)?;
         let addresses = Addresses {
@@ -201,6 +213,7 @@ impl Server {
             http: http.local_addr()?,
             sql: sql.local_addr()?,
         };
+        let announcing = events.publish(&presence, presence_stream, broker.clone())?;
         let state = Arc::new(AppState {
             fleet: fleet.clone(),
             decoders: decoders.clone(),
@@ -209,18 +222,23 @@ impl Server {
             raw,
             ingest: ingest.stats(),
             broker: Arc::new(broker.clone()),
+            tls: tls.clone(),
+            bans,
+            presence: presence.clone(),
+            memory,
+            files,
             sql_limits: query_limits(&config),
             phase: PhaseCell::default(),
         });
         let stop = CancellationToken::new();
-        let tasks = vec![
+        let mut tasks = vec![
             (
                 "changes",
                 tokio::spawn(follow_changes(
                     changes,
                     fleet,
                     decoders,
-                    broker,
+                    broker.clone(),
                     stop.clone(),
                 )),
             ),
@@ -228,6 +246,11 @@ impl Server {
                 "http",
                 tokio::spawn(serve_http(http, state.clone(), stop.clone())),
             ),
+            (
+                "web",
+                tokio::spawn(web::serve(web_visitors, state.clone(), stop.clone())),
+            ),
+            ("tls", tokio::spawn(tls.watch(stop.clone()))),
             ("sql", {
                 let stop = stop.clone();
                 tokio::spawn(async move {
@@ -237,11 +260,18 @@ impl Server {
                 })
             }),
         ];
+        if let Some(interval) = config.sys.interval {
+            let publishing = sys::publish(broker, interval, config.mqtt.retain, stop.clone());
+            tasks.push(("sys", tokio::spawn(publishing)));
+        }
         state.phase.store(Phase::Ready);
         Ok(Self {
             addresses,
             state,
+            shortage: files.shortage(&config),
             ingest,
+            presence,
+            announcing,
             stop,
             tasks,
         })
@@ -250,6 +280,25 @@ impl Server {
     /// Where it can be reached.
     pub fn addresses(&self) -> &Addresses {
         &self.addresses
+    }
+
+    /// The memory it may use at most.
+    pub fn memory(&self) -> &MemoryBound {
+        &self.state.memory
+    }
+
+    /// Whether fewer connections fit than are configured.
+    pub fn shortage(&self) -> Option<Shortage> {
+        self.shortage
+    }
+
+    /// Reads certificates, keys and CA files again and uses them for all handshakes from now on. Nobody
+    /// who is connected notices.
+    ///
+    /// # Errors
+    /// [`TlsError`], naming the file; then everything is as before.
+    pub async fn reload(&self) -> Result<Renewed, TlsError> {
+        self.state.tls.renew().await
     }
 
     /// The broker, for counters.
@@ -276,6 +325,15 @@ impl Server {
         self.state.phase.store(Phase::Stopping);
         let report = self.state.broker.shutdown(deadline).await;
         tracing::info!(event = "server.clients_gone", outcome = ?report.outcome, cut = report.cut);
+        // Blocking: waits for the thread.
+        let (presence, announcing) = (self.presence, self.announcing);
+        let announced = tokio::task::spawn_blocking(move || {
+            presence.end();
+            announcing.join()
+        });
+        if !matches!(announced.await, Ok(Ok(()))) {
+            tracing::error!(event = "server.presence_panicked");
+        }
         // Blocking: waits for the disk.
         let log = self.state.log.clone();
         let flushed = tokio::task::spawn_blocking(move || log.flush()).await;
@@ -327,61 +385,6 @@ async fn start_broker(config: BrokerConfig, hooks: FleetHooks) -> Result<BrokerH
     }
 }
 
-fn open_log(config: &Config) -> Result<(Log, Stream, Stream), StartError> {
-    let (log, recovery) = Log::open(&config.data_dir.join("log"), LogOptions::default())?;
-    let stream_config = StreamConfig {
-        partitions: config.log.partitions,
-        retention: Retention {
-            max_age: Some(config.log.max_age),
-            max_bytes: Some(config.log.max_bytes.0),
-        },
-        durability: match config.log.durability {
-            Durability::Fsync => eventlog::Durability::Fsync,
-            Durability::None => eventlog::Durability::None,
-        },
-        ..StreamConfig::default()
-    };
-    let raw = log.stream(pipeline::RAW_TELEMETRY, stream_config.clone())?;
-    let dead = log.stream(
-        pipeline::DEAD_TELEMETRY,
-        StreamConfig {
-            partitions: 1,
-            max_append_bytes: ingest::DEAD_APPEND_BYTES,
-            ..stream_config
-        },
-    )?;
-    for torn in &recovery.torn_tails {
-        tracing::warn!(
-            event = "log.torn_tail_cut",
-            stream = torn.stream,
-            partition = torn.partition,
-            segment = %torn.segment.display(),
-            bytes = torn.bytes,
-            next_offset = torn.offset.get(),
-            "an unfinished write was cut off; nothing acknowledged is lost"
-        );
-    }
-    for damage in &recovery.damaged {
-        tracing::error!(
-            event = "log.damaged",
-            stream = damage.stream,
-            partition = damage.partition,
-            segment = %damage.segment.display(),
-            from_offset = damage.from.get(),
-            to_offset = damage.to.get(),
-            "records on disk cannot be read; they are skipped, the segment is kept"
-        );
-    }
-    for group in &recovery.torn_groups {
-        tracing::warn!(
-            event = "log.torn_group_cut",
-            group = group.group,
-            bytes = group.bytes
-        );
-    }
-    Ok((log, raw, dead))
-}
-
 fn lake_options(config: &Config, raw: &Stream) -> LakeOptions {
     LakeOptions {
         partitions: raw.partitions(),
@@ -398,48 +401,6 @@ fn query_limits(config: &Config) -> QueryLimits {
         time: config.sql.max_time,
         memory: usize::try_from(config.sql.max_memory.0).unwrap_or(usize::MAX),
     }
-}
-
-fn limits(config: &Config) -> Limits {
-    let mqtt = &config.mqtt;
-    let bytes = |size: ByteSize| usize::try_from(size.0).unwrap_or(usize::MAX);
-    Limits {
-        // Within 256 MiB by the configuration's own range.
-        max_packet_size: u32::try_from(mqtt.max_packet_size.0).unwrap_or(u32::MAX),
-        max_inflight: mqtt.max_inflight,
-        max_queued: mqtt.max_queued as usize,
-        max_queued_bytes: bytes(mqtt.max_queued_bytes),
-        overflow: mqtt.overflow,
-        keep_alive_max: mqtt.keep_alive_max,
-        session_expiry_max: mqtt.session_expiry_max,
-        max_connections: mqtt.max_connections as usize,
-        max_sessions: mqtt.max_sessions as usize,
-        max_subscriptions: mqtt.max_subscriptions as usize,
-        max_stored_bytes: bytes(mqtt.max_stored_bytes),
-        share_strategy: mqtt.share_strategy,
-        retain: mqtt.retain,
-        max_retained: mqtt.max_retained as usize,
-        max_retained_bytes: bytes(mqtt.max_retained_bytes),
-        topic_alias_maximum: mqtt.topic_alias_maximum,
-        topic_alias_maximum_out: mqtt.topic_alias_maximum_out,
-        ..Limits::default()
-    }
-}
-
-/// What clients may call this server: what the operator named, and what this machine is to itself.
-fn server_names(bind: SocketAddr, names: &[String]) -> Vec<String> {
-    let mut all = names.to_vec();
-    all.extend([
-        "localhost".to_owned(),
-        "127.0.0.1".to_owned(),
-        "::1".to_owned(),
-    ]);
-    if !bind.ip().is_unspecified() {
-        all.push(bind.ip().to_string());
-    }
-    all.sort();
-    all.dedup();
-    all
 }
 
 async fn serve_http(

@@ -1,24 +1,27 @@
 //! What can be known to be wrong before anything starts: ports in use, folders that can not be
-//! written.
+//! written, certificates that can not be read or do not fit their keys.
 //!
 //! All sockets are bound first and listen only when every one of them could be: nobody can connect
 //! to half a server, and one run reports every port that is taken.
 
 use std::{
     fs, io,
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, UdpSocket},
     path::Path,
 };
 
+use broker::Bind;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
     config::{
-        Config,
+        Config, Listener,
         document::Place,
+        listener::Transport,
         problem::{Problem, Problems},
     },
     sessions,
+    tls::{self, FileError},
 };
 
 /// Connections the kernel holds until we accept them: a second of the largest connect storm we
@@ -28,7 +31,7 @@ const BACKLOG: i32 = 4096;
 /// Every socket of the server, listening.
 pub struct Sockets {
     /// One for each configured MQTT listener, in order.
-    pub mqtt: Vec<TcpListener>,
+    pub mqtt: Vec<Bind>,
     /// The HTTP API.
     pub http: TcpListener,
     /// The PostgreSQL wire port.
@@ -41,9 +44,16 @@ pub fn check(config: &Config) -> Result<(), Problems> {
 }
 
 /// Every address taken, none of them listening yet: a connection is still refused.
-pub struct Reserved(Vec<(String, SocketAddr, Socket)>);
+pub struct Reserved(Vec<(String, SocketAddr, Taken)>);
 
-/// Checks the data folder and takes every address; on any problem none is kept.
+/// A socket that has its address.
+enum Taken {
+    Stream(Socket),
+    /// Has no state in which it listens: what comes early waits in its buffer.
+    Datagrams(UdpSocket),
+}
+
+/// Checks data folder and certificates and takes every address; on any problem none is kept.
 pub fn reserve(config: &Config) -> Result<Reserved, Problems> {
     let mut problems = Vec::new();
     problems.extend(folder_problem(
@@ -58,6 +68,9 @@ pub fn reserve(config: &Config) -> Result<Reserved, Problems> {
             "move it away, or correct its owner and mode",
         ));
     }
+    for (index, listener) in config.listeners.iter().enumerate() {
+        problems.extend(certificate_problems(index, listener));
+    }
     let bound = bind_all(config, &mut problems);
     match problems.is_empty() {
         true => Ok(Reserved(bound)),
@@ -69,46 +82,62 @@ impl Reserved {
     /// Opens the ports.
     pub fn listen(self) -> Result<Sockets, Problems> {
         let mut problems = Vec::new();
-        let mut listening = Vec::with_capacity(self.0.len());
-        for (key, address, socket) in self.0 {
-            match listen(socket) {
-                Ok(listener) => listening.push(listener),
-                Err(error) => problems.push(socket_problem(&key, address, &error)),
+        let (mut mqtt, mut others) = (Vec::with_capacity(self.0.len()), Vec::new());
+        for (key, address, taken) in self.0 {
+            let opened = match taken {
+                Taken::Datagrams(socket) => {
+                    mqtt.push(socket.into());
+                    Ok(())
+                }
+                Taken::Stream(socket) => listen(socket).map(|socket| match key.as_str() {
+                    HTTP | SQL => others.push(socket),
+                    _ => mqtt.push(socket.into()),
+                }),
+            };
+            if let Err(error) = opened {
+                problems.push(socket_problem(&key, address, &error));
             }
         }
-        // bind_all gives the HTTP and SQL sockets last.
-        match (listening.pop(), listening.pop()) {
-            (Some(sql), Some(http)) if problems.is_empty() => Ok(Sockets {
-                mqtt: listening,
-                http,
-                sql,
-            }),
+        // bind_all gives SQL last.
+        match (others.pop(), others.pop()) {
+            (Some(sql), Some(http)) if problems.is_empty() => Ok(Sockets { mqtt, http, sql }),
             _ => Err(Problems(problems)),
         }
     }
 }
 
-fn bind_all(config: &Config, problems: &mut Vec<Problem>) -> Vec<(String, SocketAddr, Socket)> {
+const HTTP: &str = "http.bind";
+const SQL: &str = "sql.bind";
+
+fn bind_all(config: &Config, problems: &mut Vec<Problem>) -> Vec<(String, SocketAddr, Taken)> {
     let listeners = config
         .listeners
         .iter()
         .enumerate()
-        .map(|(index, listener)| (format!("listener[{index}].bind"), listener.bind));
+        .map(|(index, listener)| {
+            let key = format!("listener[{index}].bind");
+            let is_quic = matches!(listener.transport, Transport::Quic { .. });
+            (
+                key,
+                listener.bind,
+                if is_quic { bind_datagrams } else { bind },
+            )
+        });
     let others = [
-        ("http.bind".to_owned(), config.http.bind),
-        ("sql.bind".to_owned(), config.sql.bind),
+        (HTTP.to_owned(), config.http.bind, bind as fn(_) -> _),
+        (SQL.to_owned(), config.sql.bind, bind),
     ];
     let mut bound = Vec::new();
-    for (key, address) in listeners.chain(others) {
+    for (key, address, bind) in listeners.chain(others) {
         match bind(address) {
-            Ok(socket) => bound.push((key, address, socket)),
+            Ok(taken) => bound.push((key, address, taken)),
             Err(error) => problems.push(socket_problem(&key, address, &error)),
         }
     }
     bound
 }
 
-fn bind(address: SocketAddr) -> io::Result<Socket> {
+fn bind(address: SocketAddr) -> io::Result<Taken> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -117,7 +146,44 @@ fn bind(address: SocketAddr) -> io::Result<Socket> {
     // A server that restarts must not wait for connections of its former life to time out.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
-    Ok(socket)
+    Ok(Taken::Stream(socket))
+}
+
+fn bind_datagrams(address: SocketAddr) -> io::Result<Taken> {
+    let socket = UdpSocket::bind(address)?;
+    socket.set_nonblocking(true)?;
+    Ok(Taken::Datagrams(socket))
+}
+
+/// Each file that a listener's TLS needs, tried as the start will.
+fn certificate_problems(index: usize, listener: &Listener) -> Vec<Problem> {
+    let Some(tls) = listener.transport.tls() else {
+        return Vec::new();
+    };
+    let mut problems = Vec::new();
+    let mut found = |key: String, error: &FileError| {
+        problems.push(Problem {
+            place: Place::Machine,
+            key: format!("listener[{index}].{key}"),
+            message: error.to_string(),
+            remedy: "correct the file or its mode, or name another".to_owned(),
+        });
+    };
+    for (number, files) in tls.certificates.iter().enumerate() {
+        if let Err(error) = tls::server_pair(files) {
+            let key = match error.path() == files.key {
+                true => "key",
+                false => "chain",
+            };
+            found(format!("certificate[{number}].{key}"), &error);
+        }
+    }
+    for file in &tls.client_ca {
+        if let Err(error) = tls::authorities(file) {
+            found("client_ca".to_owned(), &error);
+        }
+    }
+    problems
 }
 
 fn listen(socket: Socket) -> io::Result<TcpListener> {
@@ -199,6 +265,90 @@ mod tests {
             assert_eq!(problems.lines().count(), 1, "{problems}");
         }
         std::net::TcpStream::connect(free).expect_err("nobody listens there");
+    }
+
+    #[test]
+    fn certificates_are_read_and_held_against_their_keys() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let write = |name: &str, text: &str| fs::write(path(name), text).expect("written");
+        let (one, other) = (pair(), pair());
+        write("one.pem", &one.0);
+        write("one.key", &one.1);
+        write("other.key", &other.1);
+        write("leaf-as-ca.pem", &one.0);
+        let text = |certificate: &str, more: &str| {
+            format!(
+                "data_dir = {:?}\n[http]\nbind = \"127.0.0.1:0\"\n[sql]\nbind = \"127.0.0.1:0\"\n\
+                 [[listener]]\nprotocol = \"wss\"\nbind = \"127.0.0.1:0\"\n{more}\n\
+                 [[listener.certificate]]\nchain = {:?}\nkey = {:?}",
+                path("data"),
+                path("one.pem"),
+                path(certificate)
+            )
+        };
+        check(&config(&text("one.key", ""))).expect("a pair");
+        let ca = format!("client_ca = [{:?}]", path("leaf-as-ca.pem"));
+        for (certificate, more, key, says) in [
+            (
+                "other.key",
+                "",
+                "certificate[0].key",
+                "does not hold the key of the certificate",
+            ),
+            ("missing.key", "", "certificate[0].key", "cannot read"),
+            (
+                "one.pem",
+                "",
+                "certificate[0].key",
+                "holds no PEM private key",
+            ),
+            (
+                "one.key",
+                ca.as_str(),
+                "client_ca",
+                "holds a certificate that is no CA's",
+            ),
+        ] {
+            let problems = check(&config(&text(certificate, more))).expect_err(says);
+            let problems = problems.to_string();
+            assert!(
+                problems.contains(&format!("listener[0].{key}: ")),
+                "{problems}"
+            );
+            assert!(problems.contains(says), "{problems}");
+            assert_eq!(problems.lines().count(), 1, "{problems}");
+        }
+    }
+
+    /// A certificate and its key, PEM.
+    fn pair() -> (String, String) {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]);
+        let certificate = params.and_then(|params| params.self_signed(&key));
+        (certificate.expect("signed").pem(), key.serialize_pem())
+    }
+
+    #[test]
+    fn quic_takes_a_port_of_udp() {
+        let taken = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let address = taken.local_addr().expect("its address");
+        let folder = tempfile::tempdir().expect("a folder");
+        let text = |protocol: &str| {
+            format!(
+                "data_dir = {:?}\n[http]\nbind = \"127.0.0.1:0\"\n[sql]\nbind = \"127.0.0.1:0\"\n\
+                 [[listener]]\nprotocol = \"{protocol}\"\nbind = \"{address}\"",
+                folder.path().join("data").display().to_string()
+            )
+        };
+        check(&config(&text("mqtts"))).expect("the TCP port of this number is free");
+        let problems = check(&config(&text("quic")))
+            .expect_err("in use")
+            .to_string();
+        assert!(
+            problems.contains(&format!("listener[0].bind: cannot listen on {address}")),
+            "{problems}"
+        );
     }
 
     #[test]

@@ -10,7 +10,10 @@ use eventlog::{Log, Stream};
 use fleet::Fleet;
 use lake::{Lake, QueryLimits};
 
-use crate::{decoders::Decoders, ingest::IngestStats};
+use crate::{
+    bans::Bans, decoders::Decoders, ingest::IngestStats, memory::MemoryBound,
+    open_files::OpenFiles, presence::PresenceQueue, tls::Renewal,
+};
 
 /// The assembled server, as its handlers see it.
 pub struct AppState {
@@ -28,6 +31,16 @@ pub struct AppState {
     pub ingest: Arc<IngestStats>,
     /// The broker.
     pub broker: Arc<BrokerHandle>,
+    /// Certificates of the MQTT listeners.
+    pub tls: Arc<Renewal>,
+    /// Who is kept out.
+    pub bans: Bans,
+    /// The way of presence events, for its counters.
+    pub presence: PresenceQueue,
+    /// The memory the server may use.
+    pub memory: MemoryBound,
+    /// The files it may open.
+    pub files: OpenFiles,
     /// Bounds of a query through HTTP.
     pub sql_limits: QueryLimits,
     /// How far start-up or shutdown is.

@@ -16,11 +16,13 @@ use super::{
     document::{Entry, Node, Place},
     problem::Problem,
     quantity::{ByteSize, format_duration, parse_duration},
+    rate::{Counted, Rate},
 };
 
 /// A section being read: values are taken out of it, problems gather in it.
 pub struct Section<'a> {
     path: String,
+    place: Place,
     entries: BTreeMap<String, Entry>,
     asked: Vec<&'static str>,
     problems: &'a mut Vec<Problem>,
@@ -44,6 +46,7 @@ impl<'a> Section<'a> {
     fn new(path: String, entry: Entry, problems: &'a mut Vec<Problem>) -> Self {
         let mut section = Self {
             path,
+            place: entry.place.clone(),
             entries: BTreeMap::new(),
             asked: Vec::new(),
             problems,
@@ -102,7 +105,9 @@ impl<'a> Section<'a> {
         let entry = self.take(name)?;
         let Node::Array(items) = entry.node else {
             let message = format!("is {}, but must be a list", entry.node.kind());
-            let remedy = format!("write `[[{name}]]`, once per entry");
+            let parent = self.path.split('[').next().unwrap_or_default();
+            let dot = if parent.is_empty() { "" } else { "." };
+            let remedy = format!("write `[[{parent}{dot}{name}]]`, once per entry");
             self.problem(&entry.place, name, message, remedy);
             return Some(Vec::new());
         };
@@ -166,6 +171,17 @@ impl<'a> Section<'a> {
                 .parse()
                 .map_err(|_| format!("\"{text}\" is not an address with a port"))
         })
+    }
+
+    /// A file or folder that must be named.
+    pub fn required_path(&mut self, name: &'static str, what: &str) -> Option<PathBuf> {
+        let is_there = self.entries.contains_key(name);
+        let path = self.path(name);
+        if !is_there {
+            let place = self.place.clone();
+            self.problem(&place, name, "is missing".into(), format!("name {what}"));
+        }
+        path.map(|placed| placed.value)
     }
 
     /// A file or folder.
@@ -252,6 +268,63 @@ impl<'a> Section<'a> {
         placed.value
     }
 
+    /// As [`Section::duration`], where `"off"` means none.
+    pub fn duration_or_off(
+        &mut self,
+        name: &'static str,
+        default: Duration,
+        range: RangeInclusive<Duration>,
+    ) -> Option<Duration> {
+        match self.is_off(name) {
+            true => None,
+            false => Some(self.duration(name, default, range)),
+        }
+    }
+
+    /// A rate, `"off"` for none.
+    pub fn rate(
+        &mut self,
+        name: &'static str,
+        default: Option<Rate>,
+        counted: Counted,
+    ) -> Option<Rate> {
+        if self.is_off(name) {
+            return None;
+        }
+        let example = match counted {
+            Counted::Things => "\"500/s\" or \"500/s burst 2000\"",
+            Counted::Bytes => "\"1MiB/s\" or \"1MiB/s burst 8MiB\"",
+        };
+        let remedy = format!("write {example}, or \"off\"");
+        self.text(name, default, &remedy, |text| {
+            Rate::parse(text, counted).map(Some)
+        })
+        .value
+    }
+
+    /// Whether a key says `"off"`; if so it is taken.
+    fn is_off(&mut self, name: &'static str) -> bool {
+        let off = matches!(
+            self.entries.get(name),
+            Some(Entry { node: Node::Text(text), .. }) if text == "off"
+        );
+        if off {
+            self.take(name);
+        }
+        off
+    }
+
+    /// An integer within a range, if it is there.
+    pub fn optional_integer(
+        &mut self,
+        name: &'static str,
+        range: RangeInclusive<u64>,
+    ) -> Option<u64> {
+        let is_there = self.entries.contains_key(name);
+        let value = self.integer(name, *range.start(), range);
+        is_there.then_some(value)
+    }
+
     /// An integer within a range.
     pub fn integer(&mut self, name: &'static str, default: u64, range: RangeInclusive<u64>) -> u64 {
         let Some(entry) = self.take(name) else {
@@ -272,17 +345,23 @@ impl<'a> Section<'a> {
 
     /// `true` or `false`.
     pub fn flag(&mut self, name: &'static str, default: bool) -> bool {
-        let Some(entry) = self.take(name) else {
-            return default;
+        self.flag_and_place(name, default).value
+    }
+
+    /// As [`Section::flag`], for a value that others depend on.
+    pub fn flag_and_place(&mut self, name: &'static str, default: bool) -> Placed<bool> {
+        let (value, place) = match self.take(name) {
+            None => (default, Place::Default),
+            Some(entry) => match entry.node {
+                Node::Flag(flag) => (flag, entry.place),
+                other => {
+                    let message = format!("is {}, but must be true or false", other.kind());
+                    self.problem(&entry.place, name, message, format!("write {default}"));
+                    (default, entry.place)
+                }
+            },
         };
-        match entry.node {
-            Node::Flag(flag) => flag,
-            other => {
-                let message = format!("is {}, but must be true or false", other.kind());
-                self.problem(&entry.place, name, message, format!("write {default}"));
-                default
-            }
-        }
+        Placed { value, place }
     }
 
     /// A list of strings, each turned into a value by `parse`.
@@ -317,9 +396,13 @@ impl<'a> Section<'a> {
 
     /// Refuses a key that the contract has and this version does not.
     pub fn not_yet(&mut self, name: &'static str, what: &str) {
+        self.refuse(name, &format!("{what} is not in this version"), "remove it");
+    }
+
+    /// Refuses a key that makes no sense beside the others.
+    pub fn refuse(&mut self, name: &'static str, why: &str, remedy: &str) {
         if let Some(entry) = self.take(name) {
-            let message = format!("{what} is not in this version");
-            self.problem(&entry.place, name, message, "remove it".into());
+            self.problem(&entry.place, name, why.to_owned(), remedy.to_owned());
         }
     }
 
@@ -336,6 +419,7 @@ impl<'a> Section<'a> {
                 Some((_, known)) => format!("did you mean `{known}`?"),
                 None => {
                     self.asked.sort_unstable();
+                    self.asked.dedup();
                     format!("the keys here are {}", self.asked.join(", "))
                 }
             };

@@ -16,7 +16,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     PageBody, PageQuery, actor,
     body::{Body, Query},
-    problem::{Problem, ProblemBody},
+    problem::{Problem, ProblemBody, ProblemType},
     timestamp,
 };
 use crate::state::AppState;
@@ -64,14 +64,18 @@ impl From<Certificate> for CertificateBody {
     }
 }
 
-/// A certificate request.
+/// A certificate request to sign, or a certificate to register: one of the two.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 struct RequestBody {
     /// PKCS#10, PEM, signed with the device's own key. Subject and extensions in it are not taken
     /// over.
     #[schema(example = "-----BEGIN CERTIFICATE REQUEST-----…")]
-    csr: String,
+    csr: Option<String>,
+    /// A certificate that the device has already, of a CA that a listener trusts for clients
+    /// (`listener.client_ca`), PEM; behind it those between it and that CA.
+    #[schema(example = "-----BEGIN CERTIFICATE-----…")]
+    pem: Option<String>,
 }
 
 /// Lists a device's certificates
@@ -90,7 +94,7 @@ async fn list_certificates(
     Ok(Json(PageBody::new(page, CertificateBody::from)))
 }
 
-/// Signs a device's certificate request
+/// Signs a device's certificate request, or registers a certificate of another CA
 #[utoipa::path(post, path = "/devices/{device}/certificates", tag = "fleet", request_body = RequestBody,
     params(("device" = String, Path, description = "The device's id")),
     responses((status = 201, body = CertificateBody), (status = 400, body = ProblemBody),
@@ -100,10 +104,21 @@ async fn issue_certificate(
     Path(device): Path<String>,
     Body(body): Body<RequestBody>,
 ) -> Result<impl IntoResponse, Problem> {
-    let certificate = app
-        .fleet
-        .issue_certificate(&actor(), &device, &body.csr)
-        .await?;
+    let certificate = match (body.csr, body.pem) {
+        (Some(csr), None) => app.fleet.issue_certificate(&actor(), &device, &csr).await?,
+        (None, Some(pem)) => {
+            let trusted = app.tls.authorities();
+            app.fleet
+                .register_certificate(&actor(), &device, &pem, &trusted)
+                .await?
+        }
+        _ => {
+            return Err(Problem::new(
+                ProblemType::Invalid,
+                "send either `csr`, a request to sign, or `pem`, a certificate to register",
+            ));
+        }
+    };
     Ok((
         StatusCode::CREATED,
         Json(CertificateBody::from(certificate)),
@@ -112,7 +127,7 @@ async fn issue_certificate(
 
 /// Revokes a certificate; its connections end at once
 #[utoipa::path(post, path = "/certificates/{serial}/revoke", tag = "fleet",
-    params(("serial" = String, Path, description = "Its serial number, hexadecimal")),
+    params(("serial" = String, Path, description = "Its serial number or its fingerprint, hexadecimal")),
     responses((status = 200, body = CertificateBody), (status = 404, body = ProblemBody)))]
 async fn revoke_certificate(
     State(app): State<Arc<AppState>>,

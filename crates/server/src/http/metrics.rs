@@ -19,6 +19,8 @@ use prometheus_client::{
 use super::problem::Problem;
 use crate::state::AppState;
 
+mod protection;
+
 pub fn routes() -> Router<Arc<AppState>> {
     Router::new().route("/metrics", get(metrics))
 }
@@ -65,6 +67,25 @@ impl Writer<'_, '_> {
         metric.encode(encoder)
     }
 
+    /// One gauge with a label, a row per value of it.
+    fn gauges<'v>(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+        label: &str,
+        rows: impl IntoIterator<Item = (&'v str, u64)>,
+    ) -> fmt::Result {
+        let metric_type = ConstGauge::new(0i64).metric_type();
+        let mut encoder = self.0.encode_descriptor(name, help, unit, metric_type)?;
+        for (value, number) in rows {
+            let labels = [(label, value)];
+            let number = i64::try_from(number).unwrap_or(i64::MAX);
+            ConstGauge::new(number).encode(encoder.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
     fn counters<'v>(
         &mut self,
         name: &str,
@@ -108,6 +129,7 @@ impl Collector for Snapshot {
             broker.subscriptions,
         )?;
         session_gauges(&mut out, &broker)?;
+        protection::write(&mut out, app, &broker)?;
         out.counter(
             "mqtt_connects_accepted",
             "CONNECTs accepted",
@@ -165,6 +187,21 @@ impl Collector for Snapshot {
                 "mqtt_received_messages",
                 "PUBLISH packets received",
                 broker.messages_in(),
+            ),
+            (
+                "mqtt_accept_failures",
+                "Connections that the system did not hand over, for want of file descriptors mostly",
+                broker.accept_failures,
+            ),
+            (
+                "mqtt_overloaded_accepts",
+                "Sockets closed unheard because too many others were pending",
+                broker.overloaded_accepts,
+            ),
+            (
+                "mqtt_unmatched_messages",
+                "Messages that nobody had subscribed to and nothing kept",
+                broker.messages_unmatched,
             ),
             (
                 "mqtt_repeated_messages",
@@ -285,6 +322,15 @@ impl Collector for Snapshot {
                 ("0", broker.messages_out_qos0),
                 ("1", broker.messages_out_qos1),
                 ("2", broker.messages_out_qos2),
+            ],
+        )?;
+        out.counters(
+            "mqtt_subscribes",
+            "Filters of SUBSCRIBE packets, by what became of them",
+            "outcome",
+            [
+                ("granted", broker.subscribes_granted),
+                ("refused", broker.subscribes_refused),
             ],
         )?;
         out.counters(

@@ -1,18 +1,22 @@
-//! The HTTP API, `/api/v1`: the register of the fleet and SQL over its data; beside it health and
-//! metrics. Its description is made from the handlers and served at `/api/v1/openapi.json`.
+//! The HTTP API, `/api/v1`: the register of the fleet, the broker's clients and SQL over the data; beside
+//! it health and metrics. Its description is made from the handlers and served at `/api/v1/openapi.json`.
 //!
 //! There is no sign-in yet, so it listens on loopback unless the operator accepts the danger
 //! (`config`). A browser on the same machine is kept out all the same: a request that carries the
 //! `Origin` of another page, or asks for a name that is not this machine's, is refused.
 
+mod bans;
 mod body;
 mod certificates;
+mod clients;
 mod devices;
 mod metrics;
 mod models;
-mod problem;
+pub(crate) mod problem;
+mod reload;
 mod sql;
 mod status;
+mod trace;
 mod vehicles;
 
 use std::{sync::Arc, time::Duration};
@@ -49,6 +53,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
     ),
     tags(
         (name = "fleet", description = "Vehicles, devices, models and certificates"),
+        (name = "clients", description = "MQTT clients: who is there, what passes, who is kept out"),
         (name = "query", description = "SQL over hot and cold tables"),
         (name = "operation", description = "Health, readiness, status")
     )
@@ -62,6 +67,10 @@ pub fn router(state: Arc<AppState>) -> Router {
         .merge(devices::routes())
         .merge(certificates::routes())
         .merge(models::routes())
+        .merge(clients::routes())
+        .merge(trace::routes())
+        .merge(bans::routes())
+        .merge(reload::routes())
         .merge(sql::routes())
         .merge(status::api_routes());
     let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
@@ -232,8 +241,13 @@ fn etag(version: u64) -> [(header::HeaderName, String); 1] {
     [(header::ETAG, format!("\"{version}\""))]
 }
 
+/// Health and readiness alone, for ports that others may reach too.
+pub(crate) fn health_routes() -> Router<Arc<AppState>> {
+    status::health_routes()
+}
+
 /// RFC 3339, UTC, from microseconds since the epoch.
-fn timestamp(us: i64) -> String {
+pub(crate) fn timestamp(us: i64) -> String {
     jiff::Timestamp::from_microsecond(us).map_or_else(|_| us.to_string(), |time| time.to_string())
 }
 

@@ -38,6 +38,8 @@ pub enum ProblemType {
     SqlTimeLimit,
     /// More memory than allowed.
     SqlMemoryLimit,
+    /// Certificates could not be read again; the old ones stay.
+    ReloadFailed,
     /// Too many at once; try again.
     Busy,
     /// A fault of the server, which its log explains.
@@ -103,6 +105,11 @@ impl ProblemType {
             Self::SqlMemoryLimit => (
                 "/problems/sql-memory-limit",
                 "Query needed too much memory",
+                StatusCode::UNPROCESSABLE_ENTITY,
+            ),
+            Self::ReloadFailed => (
+                "/problems/reload-failed",
+                "Nothing was reloaded",
                 StatusCode::UNPROCESSABLE_ENTITY,
             ),
             Self::Busy => ("/problems/busy", "Busy", StatusCode::SERVICE_UNAVAILABLE),

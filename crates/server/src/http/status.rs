@@ -16,8 +16,11 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::state::{AppState, Phase};
 
 pub fn routes() -> Router<Arc<AppState>> {
+    health_routes().route("/", get(index))
+}
+
+pub fn health_routes() -> Router<Arc<AppState>> {
     Router::new()
-        .route("/", get(index))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
 }
