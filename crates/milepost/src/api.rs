@@ -80,6 +80,15 @@ impl Api {
             .context("the server's answer broke off")
     }
 
+    /// GET a document that comes line by line.
+    pub async fn lines(&self, path: &str) -> anyhow::Result<Lines> {
+        let response = self.send(self.request(Method::GET, path)).await?;
+        Ok(Lines {
+            response,
+            read: Vec::new(),
+        })
+    }
+
     /// Sends a JSON document and returns the JSON answer, `null` for an empty one.
     pub async fn send_json(
         &self,
@@ -140,6 +149,51 @@ impl Api {
     }
 }
 
+/// An answer that is read as it comes.
+pub struct Lines {
+    response: Response,
+    read: Vec<u8>,
+}
+
+impl Lines {
+    /// The next line that is not empty; `None` at the end.
+    pub async fn next(&mut self) -> anyhow::Result<Option<String>> {
+        loop {
+            while let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.read.drain(..=end).collect();
+                let line = String::from_utf8_lossy(&line).trim().to_owned();
+                if !line.is_empty() {
+                    return Ok(Some(line));
+                }
+            }
+            let chunk = self
+                .response
+                .chunk()
+                .await
+                .context("the server's answer broke off")?;
+            match chunk {
+                Some(chunk) => self.read.extend_from_slice(&chunk),
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+/// Text as one segment of a path, or as a value in a query: everything but letters, digits and `-._~` as
+/// `%` and two hexadecimal digits (RFC 3986 section 2.1).
+pub fn segment(text: &str) -> String {
+    let mut segment = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                segment.push(char::from(byte));
+            }
+            _ => segment.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    segment
+}
+
 /// The answer to a query.
 #[derive(Debug, serde::Deserialize)]
 pub struct Answer {
@@ -167,5 +221,22 @@ impl Answer {
             .into_iter()
             .map(|row| Value::Object(names.iter().cloned().zip(row).collect()))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::segment;
+
+    #[test]
+    fn any_client_id_is_one_segment() {
+        for (text, encoded) in [
+            ("tcu-1", "tcu-1"),
+            ("tcu-1/app", "tcu-1%2Fapp"),
+            ("address:10.0.0.0/8", "address%3A10.0.0.0%2F8"),
+            ("ä?&#", "%C3%A4%3F%26%23"),
+        ] {
+            assert_eq!(segment(text), encoded);
+        }
     }
 }

@@ -29,7 +29,9 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 /// table that is about to be made as an error, which it is not.
 pub const QUIET: &str = "error,buoyant_kernel=off";
 
-const SERVER: &str = "warn,buoyant_kernel=off,deltalake_core=error,milepost=info,server=info,\
+/// Of the libraries, rustls warns of what any stranger may send (an address for a server name): that would
+/// let them fill the log before anybody knows who they are.
+const SERVER: &str = "warn,buoyant_kernel=off,deltalake_core=error,rustls=error,milepost=info,server=info,\
                       broker=info,eventlog=info,fleet=info,lake=info,pipeline=info";
 
 static LOG: OnceLock<Lines> = OnceLock::new();

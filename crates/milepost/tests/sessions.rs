@@ -127,7 +127,9 @@ fn what_waited_for_an_unchanged_client_is_there_after_a_kill() {
     }
     let folder = tempfile::tempdir().expect("a folder");
     let data = folder.path().join("data");
-    let serving = Serving::start(&data, &config_on_free_ports(""));
+    // The figures below `$SYS` are retained messages too.
+    let config = config_on_free_ports("[sys]\ninterval = \"off\"\n");
+    let serving = Serving::start(&data, &config);
     with_a_car(&serving);
     let mut car = Client::with_new_certificate(&serving, &folder.path().join("car"));
     car.leave_session(OWN);
@@ -144,7 +146,7 @@ fn what_waited_for_an_unchanged_client_is_there_after_a_kill() {
     }
 
     serving.kill9();
-    let serving = Serving::start(&data, &config_on_free_ports(""));
+    let serving = Serving::start(&data, &config);
     let said = serving.start_up.join("\n");
     assert!(
         said.contains("s: sessions 1, queued messages 3, retained messages 0"),

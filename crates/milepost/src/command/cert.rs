@@ -16,7 +16,7 @@ use crate::{
     output,
 };
 
-/// Issue, list and revoke the certificates devices connect with
+/// Issue, register, list and revoke the certificates devices connect with
 #[derive(clap::Subcommand)]
 pub enum Cert {
     /// Print the fleet CA certificate, by which clients know the server
@@ -35,6 +35,16 @@ pub enum Cert {
         #[command(flatten)]
         api: ApiArgs,
     },
+    /// Register a certificate that a device has already, of a CA in listener.client_ca
+    Register {
+        /// The device
+        device: String,
+        /// The certificate (PEM), behind it those between it and its CA
+        #[arg(long, value_name = "FILE")]
+        cert: PathBuf,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
     /// Make a key here, have it certified, and write key.pem, cert.pem and ca.pem
     New {
         /// The device
@@ -43,6 +53,11 @@ pub enum Cert {
         /// The folder to write into
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+    /// Have the server read its certificate, key and CA files again, now
+    Reload {
         #[command(flatten)]
         api: ApiArgs,
     },
@@ -55,7 +70,7 @@ pub enum Cert {
     },
     /// Revoke a certificate: its connections end at once
     Revoke {
-        /// Its serial number (hexadecimal)
+        /// Its serial number or its fingerprint (hexadecimal)
         serial: String,
         #[command(flatten)]
         api: ApiArgs,
@@ -78,6 +93,20 @@ impl Cert {
                     false => output::line(output::cell(&issued["certificate"]).trim_end())?,
                 }
             }
+            Self::Register { device, cert, api } => {
+                let pem = fs::read_to_string(&cert)
+                    .with_context(|| format!("cannot read {}", cert.display()))?;
+                let path = format!("/devices/{device}/certificates");
+                let registered = Api::new(&api.api)?
+                    .post(&path, &json!({ "pem": pem }))
+                    .await?;
+                let told = json!({
+                    "serial": registered["serial"],
+                    "fingerprint": registered["fingerprint"],
+                    "not_after": registered["not_after"],
+                });
+                output::object(if api.json { &registered } else { &told }, api.json)?;
+            }
             Self::New { device, out, api } => {
                 let client = Api::new(&api.api)?;
                 let request = fleet_sim::provision::KeyRequest::new(&device)?;
@@ -93,6 +122,10 @@ impl Cert {
                     &json!({ "serial": issued["serial"], "not_after": issued["not_after"] }),
                     api.json,
                 )?;
+            }
+            Self::Reload { api } => {
+                let answer = Api::new(&api.api)?.post("/reload", &json!({})).await?;
+                output::object(&answer, api.json)?;
             }
             Self::List { device, api } => {
                 let path = format!("/devices/{device}/certificates");

@@ -2,6 +2,7 @@
 
 mod cert;
 mod check;
+mod client;
 mod demo;
 mod device;
 mod model;
@@ -30,6 +31,8 @@ pub enum Command {
     Model(model::Model),
     #[command(subcommand)]
     Cert(cert::Cert),
+    #[command(subcommand)]
+    Client(client::Client),
 }
 
 impl Command {
@@ -45,6 +48,7 @@ impl Command {
             Self::Device(command) => command.run().await,
             Self::Model(command) => command.run().await,
             Self::Cert(command) => command.run().await,
+            Self::Client(command) => Box::pin(command.run()).await,
         }
     }
 }

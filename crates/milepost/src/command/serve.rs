@@ -16,8 +16,9 @@ const DRAIN: Duration = Duration::from_secs(20);
 
 /// Run the server
 ///
-/// Prints one line per bound address and then `ready` on stderr. SIGTERM and ctrl-c drain and exit 0;
-/// a second one ends at once. An empty configuration is safe: loopback, TLS, certificates.
+/// Prints the memory it may use, one line per bound address and then `ready` on stderr. SIGTERM and ctrl-c
+/// drain and exit 0; a second one ends at once; SIGHUP reads certificates again. An empty configuration
+/// is safe: loopback, TLS, certificates.
 #[derive(clap::Args)]
 pub struct Serve {
     /// The configuration file; `milepost.toml` in this folder is used when it is there
@@ -38,7 +39,8 @@ impl Serve {
         // Before anything listens, so that a signal during start-up is not lost.
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for ctrl-c")?;
-        let server = match Server::start(config).await {
+        let mut hang_up = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
+        let server = match Box::pin(Server::start(config)).await {
             Ok(server) => server,
             // One line per problem, as `check` prints them.
             Err(StartError::Config(problems)) => {
@@ -63,13 +65,31 @@ impl Serve {
                 grouped(restored.torn_bytes)
             );
         }
+        let memory = server.memory();
+        eprintln!("{memory}");
+        if memory.exceeds_machine() {
+            eprintln!(
+                "warning: this machine has less memory than the limits add up to; lower the largest of them \
+                 (docs/operations.md)"
+            );
+        }
+        if let Some(shortage) = server.shortage() {
+            eprintln!("warning: {shortage}");
+        }
         for line in server.addresses().lines() {
             eprintln!("{line}");
         }
         eprintln!("ready");
-        tokio::select! {
-            _ = terminate.recv() => {} // cancel-safe: a signal is taken or stays
-            _ = interrupt.recv() => {} // cancel-safe, as above
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break, // cancel-safe: a signal is taken or stays
+                _ = interrupt.recv() => break, // cancel-safe, as above
+                _ = hang_up.recv() => {} // cancel-safe, as above
+            }
+            // An error was logged where it happened, with the file.
+            if server.reload().await.is_ok() {
+                eprintln!("certificates reloaded");
+            }
         }
         eprintln!("stopping: finishing what was accepted");
         tokio::select! {

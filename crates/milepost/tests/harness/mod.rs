@@ -153,6 +153,19 @@ impl Serving {
         }
     }
 
+    /// Waits for a line of its log that holds `text`.
+    pub fn says(&self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) if line.contains(text) => return,
+                Ok(_) => {}
+                Err(_) => panic!("the server did not say `{text}`"),
+            }
+        }
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
