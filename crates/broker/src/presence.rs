@@ -132,6 +132,18 @@ pub enum DisconnectedBy {
 }
 
 impl DisconnectedBy {
+    /// Whether it is how connections of a client that flaps end: nobody meant it to.
+    pub(crate) const fn is_broken(self) -> bool {
+        matches!(
+            self,
+            DisconnectedBy::ClientError
+                | DisconnectedBy::Network
+                | DisconnectedBy::KeepAlive
+                | DisconnectedBy::Takeover
+                | DisconnectedBy::Throttled
+        )
+    }
+
     /// A short stable name, for records and labels.
     pub const fn name(self) -> &'static str {
         match self {

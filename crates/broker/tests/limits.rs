@@ -379,7 +379,7 @@ fn quick_to_hold_off() -> Limits {
     Limits {
         hold_off: HoldOff {
             failures: 3,
-            connects: 3,
+            connects: 2,
             ..HoldOff::default()
         },
         ..Limits::default()
@@ -440,6 +440,15 @@ fn who_guesses_passwords_is_held_off_and_the_others_behind_its_address_are_not()
     );
     assert!(setup.handle.release(&address));
     assert_eq!(attempt(9, "d", "right"), ReasonCode::Success);
+}
+
+#[test]
+fn who_says_goodbye_may_come_as_often_as_it_likes() {
+    let setup = start_with(quick_to_hold_off());
+    for _ in 0..20 {
+        Client::new(&setup, V5, "script").leave();
+    }
+    assert_eq!(refused(&setup, "flapping"), 0);
 }
 
 #[test]

@@ -180,6 +180,26 @@ fn plain_mqtt_and_silence_on_a_tls_port_are_closed() {
 }
 
 #[test]
+fn silent_sockets_do_not_take_the_turns_of_those_who_speak() {
+    let authority = Authority::new();
+    let settings = TlsSettings::new(authority.server(Asks::Insists));
+    let limits = Limits {
+        max_handshakes: 2,
+        ..Limits::default()
+    };
+    let setup = start(Transport::Tls(broker::Tls::new(settings)), limits);
+    let silent: Vec<_> = (0..20).map(|_| dial(setup.addr)).collect();
+    until("they are in", || {
+        setup.handle.stats().pending_connections == 20
+    });
+    let own = authority.issue("car.example");
+    let config = authority.client(&TLS_VERSIONS, Some(own), &[]);
+    enter(dial_tls(setup.addr, &config), "car").ping();
+    assert_eq!(setup.handle.stats().handshake_timeouts, 0);
+    drop(silent);
+}
+
+#[test]
 fn certificate_key_and_trust_are_replaced_and_nobody_notices() {
     let (old, new) = (Authority::new(), Authority::new());
     let (setup, settings) = start_mutual(&old);

@@ -85,11 +85,11 @@ pub(crate) enum Overloaded {
 }
 
 impl Admission {
-    /// Whether a new socket is let in. `open` is how many there are.
+    /// Whether a new socket is let in. `open` is how many there are; no address if it is a proxy's.
     pub(crate) fn socket(
         &self,
         now: Moment,
-        address: IpAddr,
+        address: Option<IpAddr>,
         entrance: &Entrance,
         open: usize,
         limits: &Limits,
@@ -98,11 +98,13 @@ impl Admission {
         if open >= limits.max_sockets {
             return Err(Refused::Sockets);
         }
-        if self.bans.address(now, address) {
-            return Err(Refused::BannedAddress);
-        }
-        if self.hold_offs.is_address_held(now, address) {
-            return Err(Refused::HeldOff);
+        if let Some(address) = address {
+            if self.bans.address(now, address) {
+                return Err(Refused::BannedAddress);
+            }
+            if self.hold_offs.is_address_held(now, address) {
+                return Err(Refused::HeldOff);
+            }
         }
         if entrance.sockets.load(Ordering::Relaxed) >= entrance.max_connections {
             return Err(Refused::ListenerFull);
@@ -155,9 +157,9 @@ mod tests {
         );
         let good: IpAddr = "203.0.113.5".parse().expect("an address");
         let banned: IpAddr = "192.0.2.5".parse().expect("an address");
-        let ask = |address, entrance: &Entrance, open| {
+        let ask = |address: IpAddr, entrance: &Entrance, open| {
             let when = Overloaded::CloseNow;
-            admission.socket(now(0), address, entrance, open, &limits, when)
+            admission.socket(now(0), Some(address), entrance, open, &limits, when)
         };
         assert_eq!(ask(good, &entrance, 100), Err(Refused::Sockets));
         assert_eq!(ask(banned, &entrance, 0), Err(Refused::BannedAddress));

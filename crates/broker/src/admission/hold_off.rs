@@ -32,8 +32,9 @@ pub struct HoldOff {
     /// Failed authentications; at this many, whoever failed is held off: closed before the handshake, or
     /// 0x9F in CONNACK. 10: a person mistyping gives up before. 0: nobody is.
     pub failures: u32,
-    /// Successful connects of one client; with one more it is held off: 0x9F in CONNACK. 30: a car on
-    /// the worst of links needs some seconds for each. 0: nobody is.
+    /// Connections of one client that broke: ended without DISCONNECT, or taken over by another; at this
+    /// many it is held off: 0x9F in CONNACK. 30: a car on the worst of links needs some seconds for each.
+    /// Whoever says goodbye may come as often as it likes. 0: nobody is.
     pub connects: u32,
     /// The time within which both are counted. 60 s.
     pub within: Duration,
@@ -74,7 +75,7 @@ pub struct HeldOff {
 pub enum HoldOffReason {
     /// Too many failed authentications.
     BadCredentials,
-    /// Too many successful connects.
+    /// Too many connections that broke.
     Flapping,
 }
 
@@ -95,11 +96,20 @@ enum Suspect {
     Certificate(Fingerprint),
 }
 
-/// Of whom connects are counted.
+/// Of whom broken connections are counted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Flapper {
     principal: Arc<str>,
     client_id: Arc<str>,
+}
+
+impl Flapper {
+    fn new(principal: &Arc<str>, client_id: &Arc<str>) -> Flapper {
+        Flapper {
+            principal: short(principal),
+            client_id: short(client_id),
+        }
+    }
 }
 
 /// Who is watched and who is held off.
@@ -160,8 +170,9 @@ impl HoldOffs {
         if own >= most {
             held = self.hold(&mut suspects, now, &suspect, own);
         }
-        // Who gives no name is a different one each time.
-        if begun == Begun::Now || who.certificate.is_none() && who.client_id.is_empty() {
+        // Certificates cannot be made up one after the other: each is held off by itself. Names can, and
+        // who gives none is a different one each time.
+        if who.certificate.is_none() && (begun == Begun::Now || who.client_id.is_empty()) {
             let address = Suspect::Address(network_of(who.address));
             let (tally, _) = suspects.tally(&address, now.tick, within);
             tally.bad += 1;
@@ -198,29 +209,37 @@ impl HoldOffs {
         }
     }
 
-    /// Somebody who authenticated connects; counts it. Says whether it may.
-    pub(crate) fn connects(&self, now: Moment, principal: &Arc<str>, client_id: &Arc<str>) -> bool {
+    /// Whether somebody who authenticated is held off for flapping.
+    pub(crate) fn is_flapping(
+        &self,
+        now: Moment,
+        principal: &Arc<str>,
+        client_id: &Arc<str>,
+    ) -> bool {
         if self.rules.connects == 0 {
-            return true;
-        }
-        let who = Flapper {
-            principal: short(principal),
-            client_id: short(client_id),
-        };
-        let mut flappers = self.flappers();
-        if flappers.holds_any() && flappers.is_held(&who, now.tick) {
             return false;
         }
+        let who = Flapper::new(principal, client_id);
+        let flappers = self.flappers();
+        flappers.holds_any() && flappers.is_held(&who, now.tick)
+    }
+
+    /// A connection ended without a goodbye: the link broke, or another connection took its session.
+    /// Counts it.
+    pub(crate) fn broke(&self, now: Moment, principal: &Arc<str>, client_id: &Arc<str>) {
+        if self.rules.connects == 0 {
+            return;
+        }
+        let who = Flapper::new(principal, client_id);
         let within = self.rules.within.as_millis() as u64;
+        let mut flappers = self.flappers();
         let (tally, _) = flappers.tally(&who, now.tick, within);
         tally.bad += 1;
         let count = tally.bad;
-        if count <= self.rules.connects {
-            return true;
+        if count >= self.rules.connects {
+            let until = now.tick + self.rules.lasts.as_millis() as u64;
+            flappers.hold(&who, Held { until, count }, now.tick);
         }
-        let until = now.tick + self.rules.lasts.as_millis() as u64;
-        flappers.hold(&who, Held { until, count }, now.tick);
-        false
     }
 
     /// All who are held off now.
@@ -429,6 +448,19 @@ mod tests {
         assert!(!holds.is_held(at(1), &elsewhere));
     }
 
+    /// Ten new cars in a depot that are not registered yet must not keep the others out.
+    #[test]
+    fn proven_certificates_do_not_speak_against_their_address() {
+        let holds = HoldOffs::new(RULES);
+        for number in 0..20 {
+            let print = [number; 32];
+            let mut who = from("203.0.113.1", "x");
+            who.certificate = Some(&print);
+            assert_eq!(holds.failed(at(0), &who), None);
+        }
+        assert!(!holds.is_address_held(at(0), from("203.0.113.1", "x").address));
+    }
+
     #[test]
     fn failures_that_lie_far_apart_do_not_add_up() {
         let holds = HoldOffs::new(RULES);
@@ -445,16 +477,17 @@ mod tests {
         let holds = HoldOffs::new(RULES);
         let (principal, client): (Arc<str>, Arc<str>) = ("p".into(), "c".into());
         for second in 0..4 {
-            assert!(holds.connects(at(second), &principal, &client));
+            assert!(!holds.is_flapping(at(second), &principal, &client));
+            holds.broke(at(second), &principal, &client);
         }
-        assert!(!holds.connects(at(4), &principal, &client));
-        assert!(!holds.connects(at(200), &principal, &client));
-        assert!(holds.connects(at(4), &"other".into(), &client));
-        assert!(holds.connects(at(4), &principal, &"d".into()));
+        assert!(holds.is_flapping(at(4), &principal, &client));
+        assert!(holds.is_flapping(at(200), &principal, &client));
+        assert!(!holds.is_flapping(at(4), &"other".into(), &client));
+        assert!(!holds.is_flapping(at(4), &principal, &"d".into()));
         let all = holds.all(at(4));
         assert_eq!((all.len(), all[0].why), (1, HoldOffReason::Flapping));
         assert!(holds.release(at(4), &BanTarget::Client(client.clone())));
-        assert!(holds.connects(at(4), &principal, &client));
+        assert!(!holds.is_flapping(at(4), &principal, &client));
     }
 
     #[test]
@@ -466,7 +499,8 @@ mod tests {
         });
         for _ in 0..100 {
             assert_eq!(holds.failed(at(0), &from("203.0.113.7", "a")), None);
-            assert!(holds.connects(at(0), &"p".into(), &"c".into()));
+            holds.broke(at(0), &"p".into(), &"c".into());
+            assert!(!holds.is_flapping(at(0), &"p".into(), &"c".into()));
         }
     }
 

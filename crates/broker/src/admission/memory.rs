@@ -31,19 +31,31 @@ impl ReadMemory {
     /// either way: what is there must be given back.
     ///
     /// A quarter is left to those that hold little, so that a few that fill their packets slowly do not
-    /// stop those whose packet only happened to come in two parts.
-    pub(crate) fn resize(&self, before: usize, after: usize) -> bool {
+    /// stop those whose packet only happened to come in two parts; and half is left to clients, so that
+    /// strangers with half a CONNECT do not stop those who are known.
+    pub(crate) fn resize(&self, before: usize, after: usize, who: Standing) -> bool {
         if after <= before {
             self.used.fetch_sub(before - after, Ordering::Relaxed);
             return true;
         }
         let growth = after - before;
         let used = self.used.fetch_add(growth, Ordering::Relaxed) + growth;
+        if who == Standing::Stranger && used > self.limit / 2 {
+            return false;
+        }
         match after > SMALL {
             true => used <= self.limit - self.limit / 4,
             false => used <= self.limit,
         }
     }
+}
+
+/// Whether it is known who is at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// CONNECT is not answered.
+    Stranger,
+    Client,
 }
 
 /// Memory for messages that wait to be written to connected clients, over all of them.
@@ -87,6 +99,11 @@ impl QueueMemory {
 
     fn add(&self, change: isize) {
         self.used.fetch_add(change, Ordering::Relaxed);
+    }
+
+    /// Whether the limit is passed.
+    pub(crate) fn is_short(&self) -> bool {
+        self.used() > self.limit
     }
 
     pub(crate) fn room(&self) -> Room {
@@ -150,17 +167,38 @@ mod tests {
     use super::*;
 
     #[test]
+    fn strangers_leave_half_to_those_who_are_known() {
+        let memory = ReadMemory::new(1 << 20);
+        let mut strangers = 0;
+        while memory.resize(0, SMALL, Standing::Stranger) {
+            strangers += 1;
+        }
+        assert_eq!(strangers, (1 << 19) / SMALL);
+        assert!(memory.resize(0, SMALL, Standing::Client));
+    }
+
+    #[test]
     fn the_large_stop_before_the_small() {
         let memory = ReadMemory::new(1_000_000);
-        assert!(memory.resize(0, 700_000));
-        assert!(!memory.resize(0, 100_000), "three quarters");
-        assert!(memory.resize(100_000, 0));
-        assert!(memory.resize(0, 60_000), "but it is small");
-        assert!(memory.resize(0, 60_000) && memory.resize(0, 60_000) && memory.resize(0, 60_000));
-        assert!(!memory.resize(0, 64_000 + 1));
+        assert!(memory.resize(0, 700_000, Standing::Client));
+        assert!(
+            !memory.resize(0, 100_000, Standing::Client),
+            "three quarters"
+        );
+        assert!(memory.resize(100_000, 0, Standing::Client));
+        assert!(
+            memory.resize(0, 60_000, Standing::Client),
+            "but it is small"
+        );
+        assert!(
+            memory.resize(0, 60_000, Standing::Client)
+                && memory.resize(0, 60_000, Standing::Client)
+                && memory.resize(0, 60_000, Standing::Client)
+        );
+        assert!(!memory.resize(0, 64_000 + 1, Standing::Client));
         assert_eq!(memory.used(), 700_000 + 4 * 60_000 + 64_001);
         for (held, left) in [(700_000, 0), (64_001, 0), (60_000, 1), (1, 0)] {
-            assert!(memory.resize(held, left));
+            assert!(memory.resize(held, left, Standing::Client));
         }
         assert_eq!(memory.used(), 3 * 60_000);
     }

@@ -140,7 +140,7 @@ impl Admission {
         Ok(())
     }
 
-    /// Whether a client that authenticated may take its session; counts that it came.
+    /// Whether a client that authenticated may take its session.
     pub(crate) fn client(
         &self,
         now: Moment,
@@ -153,9 +153,9 @@ impl Admission {
         if self.bans.principal(now, principal) {
             return Err(Refused::BannedPrincipal);
         }
-        match self.hold_offs.connects(now, principal, client_id) {
-            true => Ok(()),
-            false => Err(Refused::Flapping),
+        match self.hold_offs.is_flapping(now, principal, client_id) {
+            false => Ok(()),
+            true => Err(Refused::Flapping),
         }
     }
 

@@ -370,7 +370,7 @@ mod tests {
     #[test]
     fn who_flaps_is_held_off_while_others_with_its_name_elsewhere_are_not() {
         let mut limits = Limits::default();
-        limits.hold_off.connects = 3;
+        limits.hold_off.connects = 2;
         let mut world = World::with(limits);
         let mut last = None;
         for _ in 0..3 {

@@ -39,7 +39,7 @@ pub(super) enum WillPublished {
 
 impl Shard {
     /// CONNACK with success is on its way.
-    pub(super) fn announce_connected(&mut self, id: ConnectionId) {
+    pub(super) fn announce_connected(&mut self, id: ConnectionId, session_present: bool) {
         let Some(tenant) = self.tenants.get(id) else {
             return;
         };
@@ -50,7 +50,7 @@ impl Shard {
             version: tenant.connection.version(),
             clean_start: tenant.start == Start::Clean,
             keep_alive: tenant.connection.keep_alive(),
-            session_present: tenant.connection.takes_up_session(),
+            session_present,
             transport: tenant.origin.protocol.name(),
         };
         let exchange = &self.exchange;

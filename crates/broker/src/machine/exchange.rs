@@ -271,6 +271,11 @@ impl Exchange {
         }
     }
 
+    /// Whether more waits to be written than may.
+    pub(crate) fn is_store_full(&self) -> bool {
+        self.store.is_full()
+    }
+
     /// Whether some shard, or the store, is so far behind that publishers should pause.
     pub(crate) fn is_congested(&self) -> bool {
         self.store.is_full()
@@ -373,6 +378,8 @@ impl Exchange {
             mail[post.to.shard()].push(post);
         }
         let position = match batch.is_empty() {
+            // Clear already, perhaps by what is on its way: see `Shard::wait_for_all`.
+            true if message.retain => Some(self.store.submit(Batch::default())),
             true => None,
             false => Some(self.submit(&mut batch)),
         };

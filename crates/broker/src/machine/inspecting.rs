@@ -325,7 +325,8 @@ impl Shard {
             queued: session.undelivered(),
             subscriptions: session.subscriptions.len(),
         };
-        let stored = session.is_stored();
+        // One of the client that is just ending must not be back after a crash either.
+        let stored = session.is_stored() || self.storing.is_ending(&session.client_id);
         tracing::info!(
             event = "session.purged",
             client = %session.client_id,

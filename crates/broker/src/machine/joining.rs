@@ -619,9 +619,16 @@ impl Shard {
         let Some(session_id) = tenant.session else {
             return;
         };
-        let Some(session) = self.sessions.get(session_id) else {
+        let resumed = tenant.connection.takes_up_session();
+        self.step(id, |connection, now, _, out| connection.admit(now, out));
+        let (Some(tenant), Some(session)) = (self.tenants.get(id), self.sessions.get(session_id))
+        else {
             return;
         };
+        if !tenant.connection.is_serving() {
+            // Turned away: CONNACK is more than it takes.
+            return;
+        }
         tenant.since_us = self.now.wall_us;
         self.counters.connects_accepted.one();
         tracing::info!(
@@ -634,11 +641,10 @@ impl Shard {
             version = %tenant.connection.version(),
             connection = tenant.number,
         );
-        self.announce_connected(id);
+        self.announce_connected(id, resumed);
         if !self.traces.is_empty() {
             self.trace_connected(id);
         }
-        self.step(id, |connection, now, _, out| connection.admit(now, out));
         let owed = match self.sessions.get(session_id) {
             Some(session) if session.link == Link::Joining(id) => {
                 session.connected(id, receive_maximum, &self.exchange)

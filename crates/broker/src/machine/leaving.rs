@@ -139,6 +139,12 @@ impl Shard {
         self.exchange.registry().leave(&departed.principal);
         let will = self.give_back(session_id, &end);
         if !is_refusal {
+            let by = disconnected_by(&end);
+            if by.is_broken() {
+                let (principal, client_id) = (&departed.principal, &departed.client_id);
+                let hold_offs = &self.exchange.admission.hold_offs;
+                hold_offs.broke(self.now, principal, client_id);
+            }
             self.announce_disconnected(id, &departed, &end, will);
         }
     }

@@ -58,6 +58,16 @@ pub(crate) struct Outbox {
     /// What was counted of it, and of what waits in its session, in the memory for all queues.
     counted: usize,
     pub(crate) reader: Reader,
+    /// Whether messages wait for want of memory alone.
+    pub(crate) withheld: Withheld,
+}
+
+/// Whether messages that may be sent wait until what is ready is written, for want of memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Withheld {
+    #[default]
+    No,
+    Yes,
 }
 
 #[derive(Debug)]
@@ -96,6 +106,7 @@ impl Outbox {
             sent: 0,
             counted: 0,
             reader: Reader::Reading,
+            withheld: Withheld::No,
         }
     }
 

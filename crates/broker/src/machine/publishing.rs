@@ -165,7 +165,9 @@ impl Shard {
             // Nobody has it, so it was not received, whatever happens before that is said.
             session.forget_received(packet_id, &mut self.storing.batch);
         }
-        if (self.storing.number(), self.storing.batch.len()) == before {
+        // An error promises nothing that the store would have to keep.
+        let unchanged = (self.storing.number(), self.storing.batch.len()) == before;
+        if unchanged || (outcome.is_error() && self.storing.number() == before.0) {
             return self.decide(session_id, receipt, outcome);
         }
         let early = match publish.qos {

@@ -22,7 +22,7 @@ use super::frame::SubscriptionIds;
 use super::message::Message;
 use super::retained::Walk;
 use super::session::{Held, Session, Will};
-use super::shard::Shard;
+use super::shard::{LARGE_BATCH, Shard};
 use super::share::Presence;
 use super::slots::SessionId;
 use super::subscriber::Subscriber;
@@ -116,6 +116,10 @@ impl Loading {
         self.sessions.sort_unstable_by_key(|(id, _)| *id);
         for (record, session) in std::mem::take(&mut self.sessions) {
             let id = self.session(record, session, &mut shards, &mut recovery, &mut batch)?;
+            // Each may have a will, and all of them together more than a batch takes.
+            if batch.bytes() > LARGE_BATCH {
+                self.exchange.submit(&mut batch);
+            }
             sessions.insert(record, id);
         }
         self.subscriptions.sort_unstable_by_key(|(id, _)| *id);

@@ -23,7 +23,7 @@ use super::format::{InboundRecord, Owner, SessionRecord, Stage, Tapped, WillReco
 use super::frame::Frame;
 use super::inspecting::Reply;
 use super::message::Priority;
-use super::outbox::{self, BatchNumber, Outbox};
+use super::outbox::{self, BatchNumber, Outbox, Withheld};
 use super::owed::Owed;
 use super::planted::planted;
 use super::slots::{ConnectionId, SessionId};
@@ -151,6 +151,22 @@ pub(crate) enum Deferred {
     /// An operator may know that a session is gone.
     Purged(Reply<Option<Purged>>, Option<Purged>),
 }
+
+impl Deferred {
+    /// The connection that it is an answer to, and how much that counts against [`MAX_DEFERRED`]: what
+    /// holds on to filters holds on to the buffer they came in.
+    pub(crate) fn answer(&self) -> Option<(ConnectionId, u16)> {
+        match self {
+            Deferred::Send(id, _) => Some((*id, 1)),
+            Deferred::Subscribed(id, ..) | Deferred::Unsubscribed(id, ..) => Some((*id, 16)),
+            Deferred::Decide(..) | Deferred::Admit(_) | Deferred::Purged(..) => None,
+        }
+    }
+}
+
+/// What may wait for the store of answers to one connection, by [`Deferred::answer`]. It is not read
+/// from beyond that: while the disk is full nothing else would bound it.
+pub(crate) const MAX_DEFERRED: u16 = 1024;
 
 /// What became of a message for a session.
 #[derive(Debug)]
@@ -371,10 +387,14 @@ impl Session {
     pub(crate) fn pump(&mut self, outbox: &mut Outbox, cx: &mut Context<'_>) {
         self.take_up_again(outbox, cx);
         let room = cx.exchange.admission.queue_memory.room();
-        while self.flights.is_caught_up()
-            && self.flights.has_room(self.receive_maximum)
-            && room.sends_on(outbox.ready_bytes())
-        {
+        while self.flights.is_caught_up() && self.flights.has_room(self.receive_maximum) {
+            if !room.sends_on(outbox.ready_bytes()) {
+                // Maybe nothing is in flight, and no acknowledgement will bring this on.
+                if !self.waiting.is_empty() {
+                    outbox.withheld = Withheld::Yes;
+                }
+                return;
+            }
             let Some(mut delivery) = self.pop_waiting() else {
                 return;
             };

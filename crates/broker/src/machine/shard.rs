@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use bytes::BytesMut;
-use journal::{Batch, Position};
+use journal::{Batch, Condition, Position};
 use mqtt::{DecodeError, Packet, QoS, ReasonCode, Utf8, Version};
 
 use super::Moment;
@@ -33,18 +33,21 @@ use super::exchange::{Exchange, Parked, Share};
 use super::fanout::Fanout;
 use super::mailbox::{Mail, Mailbox, Order, Post};
 use super::message::Message;
-use super::outbox::{BatchNumber, More};
+use super::outbox::{BatchNumber, More, Withheld};
 use super::planted::planted;
 use super::principals::Principals;
-use super::session::{Context, Deferred, Offered, Session};
+use super::session::{Context, Deferred, MAX_DEFERRED, Offered, Session};
 use super::share::Presence;
 use super::slots::{ConnectionId, SessionId, Slots};
 use super::tenants::{Departure, Farewell, News, Origin, Rest, Tenant, Tenants};
 use super::timers::Timers;
-use crate::admission::memory::{QueueTally, Reader};
+use crate::admission::memory::{QueueTally, Reader, Standing};
 use crate::limits::Limits;
 use crate::stats::Counters;
 use crate::trace::Sink;
+
+/// Bytes of a batch that is not to grow further, where it can be cut.
+pub(super) const LARGE_BATCH: usize = 16 << 20;
 
 /// Messages from other workers that are handed to their sessions in one turn: a millisecond of work.
 const DELIVERIES_PER_TURN: usize = 2048;
@@ -84,6 +87,8 @@ pub(crate) struct Shard {
     swept: String,
     /// The second of the last one.
     swept_at: u64,
+    /// The second in which it was last looked who waits for a store that cannot write.
+    stalled_at: u64,
     /// Traces that are running: usually none.
     pub(super) traces: Vec<Arc<Sink>>,
     /// The client identifier of the CONNECT at hand, should it be refused at once.
@@ -177,6 +182,7 @@ impl Shard {
             sessions_due: Vec::new(),
             swept: String::new(),
             swept_at: 0,
+            stalled_at: 0,
             traces: Vec::new(),
             greeting: None,
             late: Vec::new(),
@@ -229,6 +235,10 @@ impl Shard {
             tracer.forget_ended();
         }
         let id = self.take_in(tenant)?;
+        if !self.traces.is_empty() {
+            // One may have begun while it was on its way.
+            self.trace_arrival(id);
+        }
         self.join(id);
         self.settle();
         Some(id)
@@ -260,7 +270,9 @@ impl Shard {
             return Appetite::Over;
         };
         match tenant.connection.appetite(&self.exchange.limits) {
-            Appetite::Hungry if tenant.outbox.is_clogged() => Appetite::Waiting,
+            Appetite::Hungry if tenant.outbox.is_clogged() || tenant.deferred >= MAX_DEFERRED => {
+                Appetite::Waiting
+            }
             appetite => appetite,
         }
     }
@@ -336,7 +348,11 @@ impl Shard {
         self.tenants.relieve(id);
         if let Some(tenant) = self.tenants.get(id) {
             tenant.news = News::None;
+            let start = out.len();
             tenant.outbox.write_answers(out);
+            if !self.traces.is_empty() {
+                self.trace_out(id, &out[start..]);
+            }
         }
     }
 
@@ -346,9 +362,30 @@ impl Shard {
             .add(change, &self.exchange.admission.queue_memory);
     }
 
+    /// Whether it is known who is at the other end.
+    pub(crate) fn standing(&mut self, id: ConnectionId) -> Standing {
+        let serving = |tenant: &mut Tenant| tenant.connection.is_serving();
+        match self.tenants.get(id).is_some_and(serving) {
+            true => Standing::Client,
+            false => Standing::Stranger,
+        }
+    }
+
     /// The time of what is at hand.
     pub(crate) fn now(&self) -> Moment {
         self.now
+    }
+
+    /// Sends what was withheld for want of memory. Says whether there was any.
+    fn send_on(&mut self, id: ConnectionId) -> bool {
+        let withheld = match self.tenants.get(id) {
+            Some(tenant) => std::mem::take(&mut tenant.outbox.withheld),
+            None => return false,
+        };
+        if withheld == Withheld::Yes {
+            self.with_outbox(id, |session, outbox, cx| session.pump(outbox, cx));
+        }
+        withheld == Withheld::Yes
     }
 
     fn write_ready(&mut self, id: ConnectionId, out: &mut BytesMut, limit: usize) -> More {
@@ -368,6 +405,7 @@ impl Shard {
                 tenant
                     .outbox
                     .write(self.now, stored, out, limit, &self.counters, &mut expired);
+            let wrote = tenant.outbox.ready_bytes() < before;
             let memory = &self.exchange.admission.queue_memory;
             self.queued
                 .add(tenant.outbox.recount_written(before), memory);
@@ -383,7 +421,9 @@ impl Shard {
             let made_room = !expired.is_empty();
             self.expired(id, &mut expired);
             let walked = had_walks && self.walk(id);
-            if !made_room && !walked {
+            // What waited for memory alone can go on: something was written.
+            let sent_on = wrote && self.send_on(id);
+            if !made_room && !walked && !sent_on {
                 break;
             }
             if out.len() - start >= limit {
@@ -494,12 +534,14 @@ impl Shard {
                     self.state = State::Closing;
                     for id in self.tenants.all(self.number) {
                         self.drain(id);
+                        self.submit_if_large();
                     }
                 }
                 Mail::Stop => {
                     self.state = State::Closing;
                     for id in self.tenants.all(self.number) {
                         self.close(id, ReasonCode::ServerShuttingDown, "the broker stops");
+                        self.submit_if_large();
                     }
                 }
             }
@@ -523,6 +565,7 @@ impl Shard {
                 }
                 Order::CheckAccess => self.check_access(id),
             }
+            self.submit_if_large();
         }
     }
 
@@ -551,6 +594,10 @@ impl Shard {
                 continue;
             }
             tenant.next_look = u64::MAX;
+            if tenant.deferred >= MAX_DEFERRED {
+                // We do not read, so silence is not the client's.
+                tenant.connection.not_read_before(self.now.tick);
+            }
             let mut timed_out = TimedOut::No;
             self.step(id, |connection, now, limits, out| {
                 timed_out = connection.tick(now, limits, out);
@@ -578,6 +625,12 @@ impl Shard {
             self.look_after(id);
         }
         self.sessions_due = due;
+        // Some of what came since it was said waits for it all the same.
+        let second = self.now.tick / 1000;
+        if second > self.stalled_at && self.exchange.store.condition() == Condition::Stalled {
+            self.stalled_at = second;
+            self.stalled();
+        }
         // One shard does it for all.
         let second = self.now.tick / 1000;
         if self.number == 0 && second > self.swept_at && self.exchange.retained().topics.len() > 0 {
@@ -664,6 +717,14 @@ impl Shard {
             .push_back((position, number, deferred));
     }
 
+    /// Between things that need not be in one batch. All sessions of a shard, each with its will, may be
+    /// more than a batch takes.
+    fn submit_if_large(&mut self) {
+        if self.storing.batch.bytes() > LARGE_BATCH {
+            self.submit();
+        }
+    }
+
     /// What is deferred from here on waits for all that was submitted so far, by any shard.
     pub(super) fn wait_for_all(&mut self) {
         let position = self.exchange.store.submit(Batch::default());
@@ -740,6 +801,12 @@ impl Shard {
 
     /// Does what waited for the store.
     pub(super) fn carry_on(&mut self, deferred: Deferred) {
+        if let Some((id, weight)) = deferred.answer()
+            && let Some(tenant) = self.tenants.get(id)
+        {
+            // What an acknowledgement brought was not counted: the window bounds it.
+            tenant.deferred = tenant.deferred.saturating_sub(weight);
+        }
         match deferred {
             Deferred::Decide(session, receipt, outcome) => self.decide(session, receipt, outcome),
             Deferred::Send(id, packet) => {
@@ -899,7 +966,10 @@ impl Shard {
                     return;
                 };
                 tenant.wake_for_message();
-                if session_presses || tenant.outbox.is_pressing(&self.exchange.limits) {
+                // While memory is short, whoever reads has its turn before more is handed in: a burst
+                // to many is counted for each of them, and is no fault of theirs.
+                let short = self.exchange.admission.queue_memory.is_short();
+                if session_presses || short || tenant.outbox.is_pressing(&self.exchange.limits) {
                     self.tenants.press(id);
                 }
             }

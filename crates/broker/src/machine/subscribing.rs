@@ -234,6 +234,11 @@ impl Shard {
     /// ago. To that of a transient one, now.
     pub(super) fn once_stored(&mut self, stored: bool, deferred: Deferred) {
         if stored {
+            if let Some((id, weight)) = deferred.answer()
+                && let Some(tenant) = self.tenants.get(id)
+            {
+                tenant.deferred += weight;
+            }
             self.storing.deferred.push(deferred);
         } else {
             self.carry_on(deferred);
@@ -426,8 +431,11 @@ impl Shard {
     fn has_room_for_retained(&mut self, id: ConnectionId) -> bool {
         let exchange = Arc::clone(&self.exchange);
         let limits = &exchange.limits;
+        let memory = exchange.admission.queue_memory.room();
         let pressing = match self.tenants.get(id) {
-            Some(tenant) => tenant.outbox.is_pressing(limits),
+            Some(tenant) => {
+                tenant.outbox.is_pressing(limits) || !memory.sends_on(tenant.outbox.ready_bytes())
+            }
             None => return false,
         };
         self.session_of(id).is_some_and(|session| {

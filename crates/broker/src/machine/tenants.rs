@@ -54,6 +54,8 @@ pub(crate) struct Tenant {
     /// There is something new since the task last looked, and it was not told: it is awake.
     pub(crate) news: News,
     pub(crate) pressure: Pressure,
+    /// What waits for the store of its answers.
+    pub(crate) deferred: u16,
     /// A refused publish is logged once per connection, not once per message.
     pub(crate) denials: Denials,
     pub(crate) farewell: Farewell,
@@ -177,6 +179,7 @@ impl Tenant {
             rest: Rest::Awake,
             news: News::None,
             pressure: Pressure::None,
+            deferred: 0,
             denials: Denials::Unseen,
             farewell: Farewell::Drop,
             number: 0,

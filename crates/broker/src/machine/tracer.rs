@@ -284,14 +284,30 @@ impl Shard {
 
     /// It is known who a connection is.
     pub(super) fn trace_known(&mut self, id: ConnectionId, identity: &Identity) {
-        for sink in self.traces.clone() {
-            let already = |t: &mut Tenant| t.tracer.as_ref().is_some_and(|t| t.has(&sink));
-            if sink.principals.contains(&identity.principal)
+        let concerns = |sink: &Sink| {
+            sink.principals.contains(&identity.principal)
                 || sink.clients.contains(&identity.client_id)
-                || self.tenants.get(id).is_some_and(already)
-            {
+        };
+        for sink in self.traces.clone() {
+            if concerns(&sink) {
                 self.follow(id, &sink, Some(identity));
             }
+        }
+        // The name it asked for counted as long as nobody knew who it is. Anybody may ask for any.
+        if let Some(tenant) = self.tenants.get(id)
+            && let Some(tracer) = &mut tenant.tracer
+        {
+            tracer.sinks.retain(|sink| concerns(sink));
+            tenant.tracer.take_if(|tracer| tracer.sinks.is_empty());
+        }
+    }
+
+    /// A connection came from another shard.
+    pub(super) fn trace_arrival(&mut self, id: ConnectionId) {
+        let joiner = self.tenants.get(id).and_then(|t| t.joiner.as_ref());
+        let known = joiner.and_then(|joiner| joiner.known.as_ref());
+        if let Some(identity) = known.map(|(identity, _)| identity.clone()) {
+            self.trace_known(id, &identity);
         }
     }
 

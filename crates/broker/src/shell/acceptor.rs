@@ -314,7 +314,8 @@ async fn accept_all(listener: Listener, hand_out: &HandOut) {
                     Admitted::NotNow(put_off, place) => {
                         drop(tokio::spawn(async move {
                             tokio::time::sleep(Duration::from_millis(put_off.wait_ms)).await;
-                            drop((connection, place));
+                            // Whole: it counts as long as it waits.
+                            drop((connection, place, put_off));
                         }));
                     }
                 }
@@ -417,7 +418,9 @@ impl HandOut {
         let (now, open) = (self.clock.now(), self.sockets.open());
         let entrance = &door.entrance;
         let place = || Place::take(&self.sockets, entrance);
-        match admission.socket(now, peer.ip(), entrance, open, limits, overloaded) {
+        // Behind a proxy it is not the client's; that is looked at when the client is known.
+        let address = (door.proxies == Proxies::None).then(|| peer.ip());
+        match admission.socket(now, address, entrance, open, limits, overloaded) {
             Ok(()) => Admitted::In(place()),
             Err(refused) => {
                 counters.refused(refused);

@@ -317,8 +317,8 @@ fn check(limits: &Limits) -> Result<(), StartError> {
             "max_read_memory",
             limits.max_read_memory as u64,
             // Three quarters of it are for large packets, and its buffer may be twice as large.
-            u64::from(limits.max_packet_size) * 4..=u64::MAX,
-            "at least four times `max_packet_size`, or the largest packet could never be received",
+            (u64::from(limits.max_packet_size) * 4).max(16 * 1024)..=u64::MAX,
+            "at least 16 KiB and four times `max_packet_size`, or the largest packet could never be received",
         ),
         (
             "max_queue_memory",

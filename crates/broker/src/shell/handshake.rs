@@ -101,6 +101,8 @@ pub(crate) async fn shake(
         return None;
     };
     let shaken = tokio::time::timeout_at(deadline, async {
+        // Who has said nothing has no turn to wait in: silent sockets are not to keep others out.
+        socket.wait_for_bytes().await?;
         // Waiting for one's turn counts: who waits that long has given up or will try again.
         let _turn = worker.handshakes.acquire().await;
         let accepting = TlsAcceptor::from(handshakes.config()).accept(socket);

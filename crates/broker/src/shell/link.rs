@@ -29,6 +29,7 @@ use super::partial::{Fits, Partial};
 use super::socket::Movable;
 use super::worker::{READ_BUFFER, Worker};
 use crate::admission::gate::Entrance;
+use crate::admission::memory::Standing;
 use crate::admission::meter::{Came, Inbound, Outbound};
 use crate::machine::connection::Appetite;
 use crate::machine::exchange::Exchange;
@@ -51,6 +52,9 @@ const WRITE_CHUNK: usize = 64 * 1024;
 
 /// How long a publisher waits before it looks again whether another worker caught up.
 const CONGESTION_PAUSE: Duration = Duration::from_millis(1);
+
+/// The same while the store has more to write than it may, which lasts as long as a disk is full.
+const STORE_PAUSE: Duration = Duration::from_millis(50);
 
 /// The task of one connection.
 pub(crate) struct Link<S> {
@@ -201,7 +205,8 @@ where
         let Some(departure) = shard.departure(self.id) else {
             return Ok(false);
         };
-        shard.count_unsent(-(self.unsent.bytes().len() as isize));
+        let unsent = std::mem::take(&mut self.unsent);
+        shard.count_unsent(-(unsent.bytes().len() as isize));
         drop(shard);
         let Some(mut transport) = self.transport.take() else {
             return Ok(false);
@@ -213,7 +218,7 @@ where
             transport,
             decoder: std::mem::replace(&mut self.decoder, Decoder::for_server(1)),
             partial: std::mem::take(&mut self.partial),
-            unsent: std::mem::take(&mut self.unsent),
+            unsent,
             place: self.place.take(),
         };
         self.worker.remove_to(to, parcel.into());
@@ -369,7 +374,8 @@ where
         if let Some(partial) = self.partial.bytes() {
             let growth = partial.len().clamp(MIN_READ, MAX_GROWTH);
             partial.reserve(growth);
-            if self.partial.recount() == Fits::No {
+            let who = worker.shard.borrow_mut().standing(self.id);
+            if self.partial.recount(who) == Fits::No {
                 self.out_of_memory();
                 return Poll::Ready(Ok(0));
             }
@@ -402,7 +408,8 @@ where
         let messages = decode(&worker, self.id, &mut self.decoder, buffer);
         let mut fits = Fits::Yes;
         if !buffer.is_empty() {
-            fits = self.partial.keep(&worker.exchange, buffer);
+            let who = worker.shard.borrow_mut().standing(self.id);
+            fits = self.partial.keep(&worker.exchange, buffer, who);
             buffer.clear();
         }
         drop(scratch);
@@ -462,7 +469,11 @@ where
         let messages = decode(&self.worker, self.id, &mut self.decoder, bytes);
         let progress = bytes.len() < before;
         // Less than before: it fits.
-        let _ = self.partial.recount();
+        if progress && bytes.len() <= MIN_READ {
+            // What is left of a large packet's buffer holds on to all of it.
+            *bytes = BytesMut::from(&bytes[..]);
+        }
+        let _ = self.partial.recount(Standing::Client);
         if messages > 0 {
             self.charge(Came { messages, bytes: 0 });
         }
@@ -477,7 +488,7 @@ where
                 self.timer = None;
             }
             let wait = match self.worker.exchange.is_congested() {
-                true => CONGESTION_PAUSE,
+                true => self.congestion_wait(),
                 false => match self.shared_wait() {
                     Some(wait) => wait,
                     None => return Poll::Ready(()),
@@ -485,6 +496,20 @@ where
             };
             self.timer = Some(Box::pin(tokio::time::sleep(wait)));
         }
+    }
+
+    /// How long to wait because another worker, or the disk, is behind. The client is not to be taken for
+    /// silent meanwhile.
+    fn congestion_wait(&self) -> Duration {
+        let wait = match self.worker.exchange.is_store_full() {
+            false => CONGESTION_PAUSE,
+            true => STORE_PAUSE,
+        };
+        let mut shard = self.worker.shard.borrow_mut();
+        shard.set_time(self.worker.clock.now());
+        let tick = shard.now().tick;
+        shard.not_read_before(self.id, tick + wait.as_millis() as u64);
+        wait
     }
 
     /// How long to wait because all together are too fast.
@@ -606,7 +631,9 @@ where
         match link.run(cx) {
             Poll::Pending => {
                 let held = link.outbound.as_ref().is_some_and(|o| o.timer.is_some());
-                let rest = match (link.unsent.is_empty(), held) {
+                // TLS takes some of what the socket does not.
+                let taken = link.unsent.is_empty() && link.flushing == Flushing::Clean;
+                let rest = match (taken, held) {
                     (true, false) => Rest::Asleep,
                     (true, true) => Rest::Throttled,
                     (false, _) => Rest::Blocked,

@@ -10,6 +10,7 @@ use mqtt::{Publish, QoS, ReasonCode, TopicName};
 
 use super::broker::BrokerHandle;
 use crate::acknowledge::Acknowledge;
+use crate::admission::Refused;
 use crate::hooks::{Decision, Identity, Tap};
 use crate::stats::Counters;
 
@@ -32,6 +33,19 @@ impl BrokerHandle {
         count(counters, message);
         if TopicName::parse(&message.topic).is_err() {
             return Err(ReasonCode::TopicNameInvalid);
+        }
+        let now = self.inner.clock.now();
+        let bans = &exchange.admission.bans;
+        if bans.client(now, &who.client_id) || bans.principal(now, &who.principal) {
+            counters.refused(Refused::BannedPrincipal);
+            return Err(ReasonCode::NotAuthorized);
+        }
+        // As a connection is not read from. The caller bounds how long it waits.
+        while exchange.is_congested() {
+            tokio::time::sleep(STORE_PAUSE).await;
+        }
+        if let Some(reason) = exchange.too_deep(&message.topic) {
+            return Err(reason);
         }
         if exchange.hooks.may_publish(who, &message.topic) == Decision::Deny {
             counters.dropped_unauthorized.one();

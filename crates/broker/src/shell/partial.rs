@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
+use crate::admission::memory::Standing;
 use crate::machine::exchange::Exchange;
 
 /// Received bytes.
@@ -41,7 +42,7 @@ impl Partial {
     }
 
     /// Appends bytes.
-    pub(crate) fn keep(&mut self, exchange: &Arc<Exchange>, bytes: &[u8]) -> Fits {
+    pub(crate) fn keep(&mut self, exchange: &Arc<Exchange>, bytes: &[u8], who: Standing) -> Fits {
         let held = self.0.get_or_insert_with(|| {
             Box::new(Held {
                 bytes: BytesMut::new(),
@@ -50,11 +51,11 @@ impl Partial {
             })
         });
         held.bytes.extend_from_slice(bytes);
-        self.recount()
+        self.recount(who)
     }
 
     /// Counts what there is now, and gives back what is empty.
-    pub(crate) fn recount(&mut self) -> Fits {
+    pub(crate) fn recount(&mut self, who: Standing) -> Fits {
         let Some(held) = &mut self.0 else {
             return Fits::Yes;
         };
@@ -62,17 +63,17 @@ impl Partial {
             self.0 = None;
             return Fits::Yes;
         }
-        held.recount(held.bytes.capacity())
+        held.recount(held.bytes.capacity(), who)
     }
 }
 
 impl Held {
-    fn recount(&mut self, now: usize) -> Fits {
+    fn recount(&mut self, now: usize, who: Standing) -> Fits {
         if self.counted == now {
             return Fits::Yes;
         }
         let before = std::mem::replace(&mut self.counted, now);
-        match self.exchange.admission.read_memory.resize(before, now) {
+        match self.exchange.admission.read_memory.resize(before, now, who) {
             true => Fits::Yes,
             false => Fits::No,
         }
@@ -82,6 +83,6 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         // Less always fits.
-        let _ = self.recount(0);
+        let _ = self.recount(0, Standing::Client);
     }
 }

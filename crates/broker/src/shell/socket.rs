@@ -43,6 +43,20 @@ impl Socket {
         self.stream()?.peek(buf).await
     }
 
+    /// Waits until something came, which stays unread.
+    ///
+    /// # Errors
+    /// When the other side closed without a word, or the socket failed.
+    pub(crate) async fn wait_for_bytes(&self) -> io::Result<()> {
+        let Socket::Attached(stream) = self else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        match stream.peek(&mut [0]).await? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
+    }
+
     fn stream(&mut self) -> io::Result<Pin<&mut TcpStream>> {
         match self {
             Socket::Attached(stream) => Ok(Pin::new(stream)),

@@ -140,7 +140,8 @@ impl Worker {
         shard.mail(mail);
         shard.turn();
         shard.settle();
-        match shard.is_done() {
+        // What is at hand is stored and waited for: it must not be dropped before the trash is closed.
+        match shard.is_done() && mail.is_empty() {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
