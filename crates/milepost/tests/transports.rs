@@ -205,3 +205,80 @@ fn one_port_serves_mqtt_and_tells_balancers_that_it_is_well() {
         assert!(answer.starts_with("HTTP/1.1 404"), "{path}: {answer}");
     }
 }
+
+/// The same port, for a device that speaks HTTP alone: as AWS IoT's HTTPS interface has it.
+#[test]
+fn a_device_publishes_over_https_with_its_certificate() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = format!(
+        "[[listener]]\nprotocol = \"mqtts\"\nbind = \"127.0.0.1:0\"\npath = \"/mqtt\"\n\
+         auth = [\"x509\", \"anonymous\"]\n[lake]\ncommit_every = \"500ms\"\n{REST}"
+    );
+    let serving = Serving::start(&folder.path().join("data"), &config);
+    let car = Car::register(&serving, 1);
+    let nobody = TlsClient::new(&car.ca, "localhost", None).asking_for("http/1.1");
+    let device = car.tls().asking_for("http/1.1");
+    let post = |client: &TlsClient, target: &str, more: &str| {
+        let mut stream = client.dial(serving.mqtt).expect("a handshake");
+        let body = "{\"time\": 1, \"signals\": {\"Vehicle.Speed\": 7}}";
+        let request = format!(
+            "POST {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{more}content-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).expect("written");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer
+    };
+    let own = "/topics/dt%2Fa%2Fb%2Fcar-1%2Ftelemetry";
+    // [{"id":"over-https"}]
+    let named = "x-amz-mqtt5-user-properties: W3siaWQiOiJvdmVyLWh0dHBzIn1d\r\n";
+    let answer = post(&device, &format!("{own}?qos=1"), named);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.contains("\"message\":\"OK\""), "{answer}");
+    for (client, target, more, status, kind) in [
+        (&nobody, own, "", "401", "UnauthorizedException"),
+        (
+            &device,
+            "/topics/dt/a/b/car-2/telemetry",
+            "",
+            "403",
+            "ForbiddenException",
+        ),
+        (
+            &device,
+            "/topics/dt/a/b/car-1/telemetry?qos=2",
+            "",
+            "400",
+            "InvalidRequestException",
+        ),
+        (
+            &device,
+            own,
+            "x-amz-mqtt5-user-properties: !\r\n",
+            "400",
+            "InvalidRequestException",
+        ),
+        (
+            &device,
+            "/topics/dt/a/+/car-1/telemetry",
+            "",
+            "400",
+            "InvalidRequestException",
+        ),
+    ] {
+        let answer = post(client, target, more);
+        let expected = format!("HTTP/1.1 {status}");
+        assert!(answer.starts_with(&expected), "{target}: {answer}");
+        assert!(
+            answer.contains(&format!("x-amzn-errortype: {kind}")),
+            "{answer}"
+        );
+    }
+    let kept =
+        "SELECT count(*) FROM bronze.messages WHERE id = 'over-https' AND device_id = 'car-1-tcu'";
+    serving.until(kept, |rows| rows == 1.0);
+    let speed =
+        "SELECT count(*) FROM signals WHERE signal = 'Vehicle.Speed' AND vehicle_id = 'car-1'";
+    serving.until(speed, |rows| rows == 1.0);
+}

@@ -14,6 +14,7 @@ pub mod preflight;
 mod bans;
 mod clock;
 mod decoders;
+mod device_publish;
 mod fleet_source;
 mod hooks;
 mod http;
@@ -190,6 +191,7 @@ impl Server {
         let (presence, events) = presence::queue();
         let doorways = listeners::doorways(&config.listeners);
         let hooks = FleetHooks::new(fleet.directory(), raw.clone(), doorways, presence.clone());
+        let hooks = Arc::new(hooks);
         let (web_door, web_visitors) = web::door();
         let listeners = listeners::for_broker(&config.listeners, sockets.mqtt, &tls, &web_door);
         let broker_config = BrokerConfig {
@@ -198,7 +200,7 @@ impl Server {
             ..BrokerConfig::new(listeners)
         };
         sessions::announce(&config.data_dir);
-        let broker = start_broker(broker_config, hooks).await?;
+        let broker = start_broker(broker_config, Arc::clone(&hooks)).await?;
         sessions::report(broker.recovery());
         let bans = Bans::new(fleet.clone(), broker.clone());
         bans.enforce().await?;
@@ -222,6 +224,7 @@ impl Server {
             raw,
             ingest: ingest.stats(),
             broker: Arc::new(broker.clone()),
+            hooks,
             tls: tls.clone(),
             bans,
             presence: presence.clone(),
@@ -248,7 +251,12 @@ impl Server {
             ),
             (
                 "web",
-                tokio::spawn(web::serve(web_visitors, state.clone(), stop.clone())),
+                tokio::spawn(web::serve(
+                    web_visitors,
+                    state.clone(),
+                    usize::try_from(config.mqtt.max_packet_size.0).unwrap_or(usize::MAX),
+                    stop.clone(),
+                )),
             ),
             ("tls", tokio::spawn(tls.watch(stop.clone()))),
             ("sql", {
@@ -373,8 +381,11 @@ fn make_data_dir(config: &Config) -> Result<(), StartError> {
 }
 
 /// Restores the sessions, which may take seconds, and serves.
-async fn start_broker(config: BrokerConfig, hooks: FleetHooks) -> Result<BrokerHandle, StartError> {
-    let started = tokio::task::spawn_blocking(move || Broker::start(config, Arc::new(hooks)));
+async fn start_broker(
+    config: BrokerConfig,
+    hooks: Arc<FleetHooks>,
+) -> Result<BrokerHandle, StartError> {
+    let started = tokio::task::spawn_blocking(move || Broker::start(config, hooks));
     match started.await {
         Ok(started) => Ok(started?),
         Err(error) => match error.try_into_panic() {

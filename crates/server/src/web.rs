@@ -1,7 +1,8 @@
-//! HTTPS on the ports that MQTT clients use: health, and nothing else.
+//! HTTPS on the ports that MQTT clients use: health, and publishing with a device's certificate.
 //!
-//! A load balancer in front of an MQTT port asks there whether the server is well; everything else is at
-//! `http.bind`, which asks for no sign-in and so is not for vehicles to reach.
+//! A load balancer in front of an MQTT port asks there whether the server is well, a device without an MQTT
+//! client publishes there ([`device_publish`]). The API of the operators is at `http.bind`, which asks for
+//! no sign-in and so is not for vehicles to reach.
 //!
 //! Flow: a worker of the broker finds HTTP on a connection → [`WebDoor`] → a bounded queue → axum, on the
 //! runtime of the API. The broker bounds how many there are (1,024), here each has a minute.
@@ -15,8 +16,13 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, extract::Request, serve::Listener};
-use broker::{WebConnection, WebIo, WebService};
+use axum::{
+    Router,
+    extract::{Request, connect_info::Connected},
+    serve::{IncomingStream, Listener},
+};
+use broker::{Proxied, WebConnection, WebIo, WebService};
+use rustls::pki_types::CertificateDer;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::mpsc,
@@ -25,6 +31,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    device_publish,
     http::{
         self,
         problem::{Problem, ProblemType},
@@ -71,10 +78,16 @@ impl Listener for WebVisitors {
                 continue;
             };
             let peer = connection.peer;
+            let caller = Caller {
+                peer,
+                listener: Arc::clone(&connection.listener),
+                certificates: connection.certificates.clone().into(),
+                proxied: connection.proxied.clone(),
+            };
             match connection.into_io() {
                 Ok(io) => {
                     let ends = Box::pin(tokio::time::sleep(LIFETIME));
-                    return (Visit { io, ends }, peer);
+                    return (Visit { io, ends, caller }, peer);
                 }
                 Err(error) => tracing::warn!(event = "web.socket_failed", %peer, %error),
             }
@@ -91,6 +104,26 @@ impl Listener for WebVisitors {
 pub struct Visit {
     io: WebIo,
     ends: Pin<Box<Sleep>>,
+    caller: Caller,
+}
+
+/// Whose connection it is.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Where it comes from.
+    pub peer: SocketAddr,
+    /// The listener it came through.
+    pub listener: Arc<str>,
+    /// What it showed in the TLS handshake, leaf first.
+    pub certificates: Arc<[CertificateDer<'static>]>,
+    /// What a proxy said of it.
+    pub proxied: Option<Proxied>,
+}
+
+impl Connected<IncomingStream<'_, WebVisitors>> for Caller {
+    fn connect_info(stream: IncomingStream<'_, WebVisitors>) -> Caller {
+        stream.io().caller.clone()
+    }
 }
 
 impl Visit {
@@ -135,14 +168,23 @@ impl AsyncWrite for Visit {
 }
 
 /// Serves them until `stop`.
-pub async fn serve(visitors: WebVisitors, state: Arc<AppState>, stop: CancellationToken) {
+pub async fn serve(
+    visitors: WebVisitors,
+    state: Arc<AppState>,
+    max_body: usize,
+    stop: CancellationToken,
+) {
     let router = Router::new()
         .merge(http::health_routes())
+        .merge(device_publish::routes(max_body))
         .fallback(elsewhere)
         .with_state(state);
-    let served = axum::serve(visitors, router)
-        .with_graceful_shutdown(async move { stop.cancelled().await })
-        .await;
+    let served = axum::serve(
+        visitors,
+        router.into_make_service_with_connect_info::<Caller>(),
+    )
+    .with_graceful_shutdown(async move { stop.cancelled().await })
+    .await;
     if let Err(error) = served {
         tracing::error!(event = "web.ended", error = %error);
     }
@@ -152,6 +194,6 @@ async fn elsewhere(request: Request) -> Problem {
     let path = request.uri().path();
     Problem::new(
         ProblemType::NotFound,
-        format!("{path} is not served on this port: MQTT is, and /healthz and /readyz"),
+        format!("{path} is not served on this port: MQTT is, POST /topics/…, /healthz and /readyz"),
     )
 }
