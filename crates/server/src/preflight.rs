@@ -331,8 +331,14 @@ mod tests {
 
     #[test]
     fn quic_takes_a_port_of_udp() {
-        let taken = UdpSocket::bind("127.0.0.1:0").expect("a port");
-        let address = taken.local_addr().expect("its address");
+        // One whose TCP port nobody else has.
+        let (_taken, address) = loop {
+            let taken = UdpSocket::bind("127.0.0.1:0").expect("a port");
+            let address = taken.local_addr().expect("its address");
+            if TcpListener::bind(address).is_ok() {
+                break (taken, address);
+            }
+        };
         let folder = tempfile::tempdir().expect("a folder");
         let text = |protocol: &str| {
             format!(
