@@ -329,3 +329,35 @@ fn a_listener_that_hears_only_proxies_needs_some() {
         other => panic!("{other:?}"),
     }
 }
+
+/// The corpus kept for fuzzing (`fuzz/corpus/proxy_header`), on a stable compiler: what the fuzzer checks.
+#[test]
+fn headers_of_the_corpus_are_the_same_however_they_come() {
+    use broker::proxy::{MAX_HEADER, Parse, parse};
+
+    let folder =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/proxy_header");
+    let mut seen = [0; 3];
+    for file in std::fs::read_dir(folder).expect("the corpus is there") {
+        let path = file.expect("readable").path();
+        let bytes = std::fs::read(&path).expect("readable");
+        let whole = parse(&bytes);
+        match &whole {
+            Parse::Incomplete => assert!(bytes.len() < MAX_HEADER, "{}", path.display()),
+            Parse::Done { len, .. } => {
+                assert_eq!(parse(&bytes[..*len]), whole, "{}", path.display());
+                for cut in 0..*len {
+                    let part = parse(&bytes[..cut]);
+                    assert_eq!(part, Parse::Incomplete, "{} at {cut}", path.display());
+                }
+            }
+            Parse::Malformed(_) => {}
+        }
+        seen[match whole {
+            Parse::Incomplete => 0,
+            Parse::Done { .. } => 1,
+            Parse::Malformed(_) => 2,
+        }] += 1;
+    }
+    assert!(seen.iter().all(|count| *count > 0), "{seen:?}");
+}
