@@ -435,3 +435,19 @@ fn a_start_that_cannot_succeed_says_why() {
         "limit `max_inflight` is 0, must be 1 to 65535"
     );
 }
+
+#[test]
+fn a_time_that_clocks_cannot_hold_is_refused_at_the_start() {
+    let limits = Limits {
+        handshake_timeout: Duration::MAX,
+        ..Limits::default()
+    };
+    let listener = ListenerConfig::new("a", SocketAddr::from(([127, 0, 0, 1], 0)), Transport::Tcp);
+    let config = BrokerConfig {
+        limits,
+        ..BrokerConfig::new(vec![listener])
+    };
+    let refused = Broker::start(config, std::sync::Arc::new(common::Outside::default()));
+    let error = refused.expect_err("longer than a year").to_string();
+    assert!(error.contains("handshake_timeout"), "{error}");
+}

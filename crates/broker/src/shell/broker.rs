@@ -262,8 +262,30 @@ impl Broker {
     }
 }
 
+/// The longest that something may be waited for.
+const LONGEST: Duration = Duration::from_secs(365 * 86_400);
+
 fn check(limits: &Limits) -> Result<(), StartError> {
     let seconds = limits.keep_alive_max.as_secs();
+    let hold_off = &limits.hold_off;
+    let times = [
+        ("handshake_timeout", limits.handshake_timeout),
+        ("connect_timeout", limits.connect_timeout),
+        ("close_timeout", limits.close_timeout),
+        ("retry_spread", limits.retry_spread),
+        ("hold_off.within", hold_off.within),
+        ("hold_off.lasts", hold_off.lasts),
+    ];
+    for (name, time) in times {
+        // Added to clocks that would wrap.
+        if time > LONGEST {
+            return Err(StartError::Limit {
+                name,
+                value: time.as_secs(),
+                allowed: "at most 31536000 seconds (a year)",
+            });
+        }
+    }
     let rows = [
         (
             "max_packet_size",
