@@ -42,6 +42,8 @@ impl Limits {
     ///
     /// Not bounded in bytes, only in number, and counted by their usual size: the text of subscriptions
     /// and of client identifiers (`max_subscriptions` for each session, one read's worth of text each).
+    /// Not in it at all: wills, QUIC's windows and TLS records that are in use, and what a waiting
+    /// delivery costs beside its bytes.
     pub fn memory_bound(&self) -> Vec<(&'static str, u64)> {
         let workers = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
         self.memory_bound_of(workers)

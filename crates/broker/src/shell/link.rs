@@ -1,8 +1,8 @@
 //! One connection between its transport and the shard: bytes in, packets decoded, bytes out.
 //!
 //! A future written by hand, because it is there once per connection and mostly idle: it holds no
-//! buffer unless a packet is incomplete or the socket is full. Per wake-up it writes everything that
-//! is due in as few writes as possible, reads what is there, decodes all packets in it, and hands
+//! buffer unless a packet is incomplete or the socket is full. Per turn it writes what
+//! is due, up to a chunk, in as few writes as possible, reads what is there, decodes all packets in it, and hands
 //! them to the shard as one batch.
 //!
 //! Reading pauses (TCP then slows the client down) while the connection waits for admission, while

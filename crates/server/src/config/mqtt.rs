@@ -93,17 +93,18 @@ pub(super) fn read(mut section: Section<'_>) -> MqttConfig {
         ByteSize(1 << 20),
         ByteSize(1 << 10)..=ByteSize(256 << 20),
     );
+    let max_queued_bytes = room_for_a_packet(
+        &mut section,
+        "max_queued_bytes",
+        ByteSize((8 << 20).max(4 * max_packet_size.0)),
+        max_packet_size,
+    );
     let config = MqttConfig {
         max_packet_size,
         max_inflight: section.integer("max_inflight", 1024, 1..=65_535) as u16,
         max_queued: section.integer("max_queued", 10_000, 1..=10_000_000) as u32,
         // By default a few of the largest packets fit.
-        max_queued_bytes: room_for_a_packet(
-            &mut section,
-            "max_queued_bytes",
-            ByteSize((8 << 20).max(4 * max_packet_size.0)),
-            max_packet_size,
-        ),
+        max_queued_bytes,
         overflow: section.word(
             "overflow",
             Overflow::RefuseNew,
@@ -172,17 +173,17 @@ pub(super) fn read(mut section: Section<'_>) -> MqttConfig {
         message_rate_in: section.rate("message_rate_in", None, Counted::Things),
         byte_rate_in: section.rate("byte_rate_in", None, Counted::Bytes),
         max_topic_levels: section.integer("max_topic_levels", 128, 5..=32_768) as u32,
-        max_read_memory: room_for_a_packet(
+        max_read_memory: memory_for_all(
             &mut section,
             "max_read_memory",
-            ByteSize((256 << 20).max(max_packet_size.0)),
-            max_packet_size,
+            256 << 20,
+            (max_packet_size.0 * 4, "four times mqtt.max_packet_size"),
         ),
-        max_queue_memory: room_for_a_packet(
+        max_queue_memory: memory_for_all(
             &mut section,
             "max_queue_memory",
-            ByteSize(1 << 30),
-            max_packet_size,
+            1 << 30,
+            (max_queued_bytes.0, "mqtt.max_queued_bytes"),
         ),
     };
     section.finish();
@@ -207,6 +208,30 @@ fn room_for_a_packet(
                 placed.value
             ),
             "raise this one or lower max_packet_size".into(),
+        );
+    }
+    placed.value
+}
+
+/// Memory of all clients together, which must do for one of them; the default grows with that.
+fn memory_for_all(
+    section: &mut Section<'_>,
+    name: &'static str,
+    default: u64,
+    (one, of_one): (u64, &str),
+) -> ByteSize {
+    let default = ByteSize(default.max(one));
+    let placed = section.size_and_place(name, default, ByteSize(64 << 10)..=ByteSize(1 << 42));
+    if placed.value.0 < one {
+        section.problem(
+            &placed.place,
+            name,
+            format!(
+                "{} is less than {of_one}, {}: what one client may have would not fit",
+                placed.value,
+                ByteSize(one)
+            ),
+            "raise this one or lower the other".into(),
         );
     }
     placed.value

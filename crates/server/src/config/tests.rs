@@ -120,7 +120,11 @@ fn each_row_is_refused_and_names_its_key() {
         ),
         (
             "[mqtt]\nmax_read_memory = \"512KiB\"",
-            "512KiB is less than mqtt.max_packet_size, 1MiB",
+            "512KiB is less than four times mqtt.max_packet_size, 4MiB",
+        ),
+        (
+            "[mqtt]\nmax_queue_memory = \"4MiB\"",
+            "4MiB is less than mqtt.max_queued_bytes, 8MiB",
         ),
         (
             "[overload]\nmax_loop_delay = \"1ms\"",
@@ -407,4 +411,13 @@ fn the_documented_defaults_are_the_defaults() {
         compared += 1;
     }
     assert!(compared > 40, "only {compared} rows were found");
+}
+
+/// What one client may have, all together must have room for: else the broker would not start.
+#[test]
+fn memory_of_all_clients_grows_with_that_of_one() {
+    let config = parse("[mqtt]\nmax_packet_size = \"200MiB\"\nmax_queued_bytes = \"2GiB\"");
+    let mqtt = config.expect("nothing is wrong").mqtt;
+    assert_eq!(mqtt.max_read_memory.0, 800 << 20);
+    assert_eq!(mqtt.max_queue_memory.0, 2 << 30);
 }
