@@ -76,6 +76,32 @@ fn is_answered_when_the_tap_has_its_copy_and_with_what_it_says() {
 }
 
 #[test]
+fn a_ban_holds_without_a_connection_too() {
+    let setup = start_tcp();
+    for (target, reason) in [
+        ("client:http/car", "banned_client"),
+        ("principal:car", "banned_principal"),
+    ] {
+        let ban = broker::Ban {
+            target: target.parse().expect("a target"),
+            reason: "test".into(),
+            until_us: None,
+        };
+        setup.handle.set_bans(vec![ban]);
+        let answer = wait(setup.handle.publish_as(&car(), &qos1(1, "own/a", "x")));
+        assert_eq!(answer, Err(ReasonCode::NotAuthorized), "{target}");
+        let refused = setup.handle.stats().refused();
+        let count = refused.iter().find(|(name, _)| *name == reason);
+        assert_eq!(count.map(|(_, count)| *count), Some(1), "{target}");
+    }
+    setup.handle.set_bans(Vec::new());
+    assert_eq!(
+        wait(setup.handle.publish_as(&car(), &qos1(1, "own/a", "x"))),
+        Ok(())
+    );
+}
+
+#[test]
 fn what_was_answered_is_there_after_a_restart() {
     let site = Site::new();
     let setup = site.open();

@@ -36,8 +36,14 @@ impl BrokerHandle {
         }
         let now = self.inner.clock.now();
         let bans = &exchange.admission.bans;
-        if bans.client(now, &who.client_id) || bans.principal(now, &who.principal) {
-            counters.refused(Refused::BannedPrincipal);
+        let banned = match bans.client(now, &who.client_id) {
+            true => Some(Refused::BannedClient),
+            false => bans
+                .principal(now, &who.principal)
+                .then_some(Refused::BannedPrincipal),
+        };
+        if let Some(banned) = banned {
+            counters.refused(banned);
             return Err(ReasonCode::NotAuthorized);
         }
         // As a connection is not read from. The caller bounds how long it waits.
