@@ -35,8 +35,12 @@ fn shown(max_bytes: usize) -> TraceOptions {
     }
 }
 
+/// A trace that every worker knows of: one that reaches a worker in the middle of a CONNECT rightly
+/// begins there.
 fn trace(scene: &Scene, filter: TraceFilter, options: TraceOptions) -> Trace {
-    scene.handle.trace(filter, options).expect("there is room")
+    let trace = scene.handle.trace(filter, options).expect("there is room");
+    settle(scene);
+    trace
 }
 
 /// All workers have handled what was sent to them before.
@@ -116,7 +120,6 @@ fn a_client_that_is_there_is_followed_from_the_beginning_of_the_trace() {
         let mut other = scene.enter(Connect::new(version, "other"));
         car.subscribe("a", QoS::AtMostOnce);
         let mut trace = trace(&scene, principal("tcu@truck"), shown(3));
-        settle(&scene);
         other.send(qos0("a", "hello"));
         car.take();
         car.send(qos0("b", "good morning"));
@@ -148,7 +151,6 @@ fn topic_aliases_are_resolved_both_ways() {
     connect.properties.topic_alias_maximum = Some(10);
     let mut car = scene.enter(connect);
     let mut trace = trace(&scene, client("car"), TraceOptions::default());
-    settle(&scene);
     car.subscribe("dt/speed", QoS::AtMostOnce);
     let alias = |topic: &str| {
         let mut publish = qos0(topic, "x");
@@ -285,7 +287,6 @@ fn who_reads_too_slowly_misses_events_and_the_broker_does_not_wait() {
         ..TraceOptions::default()
     };
     let mut trace = trace(&scene, client("car"), options);
-    settle(&scene);
     for _ in 0..10 {
         car.ping();
     }
