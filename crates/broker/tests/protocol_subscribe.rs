@@ -777,6 +777,25 @@ fn a_share_counts_as_one_more_subscription_and_ends_with_its_last_member() {
 }
 
 #[test]
+fn whether_a_topic_has_subscribers_is_known_beforehand() {
+    let setup = start_tcp();
+    let mut app = setup.client(V5, "app");
+    app.subscribe("a/b", LEAST);
+    app.subscribe("c/+", LEAST);
+    app.subscribe("$share/group/d/#", LEAST);
+    for (topic, has) in [
+        ("a/b", true),
+        ("c/x", true),
+        ("d/x/y", true),
+        ("a", false),
+        ("c", false),
+        ("$share/group/d/x", false),
+    ] {
+        assert_eq!(setup.handle.has_subscribers(topic), has, "{topic}");
+    }
+}
+
+#[test]
 fn malformed_shares_are_refused() {
     let setup = start_tcp();
     for version in VERSIONS {

@@ -9,7 +9,7 @@ use std::{
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
-        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+        mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel},
     },
     time::Duration,
 };
@@ -21,6 +21,13 @@ use tracing_subscriber::{
 
 /// Lines that may wait: a connect storm of a few thousand, at some 200 bytes a line under 1 MiB.
 const QUEUED_LINES: usize = 4096;
+
+/// Bytes written at once at most, about: so much of a log may be in nobody's hands but ours.
+const CHUNK: usize = 64 * 1024;
+
+/// How long the writing thread sleeps when it has written all there was. In a storm it takes what came in
+/// this time together: one write for many lines, and nobody has to wake it for each.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// How long the end of the program waits for lines to be written.
 const LAST_LINES: Duration = Duration::from_secs(2);
@@ -102,21 +109,46 @@ impl Lines {
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "to let lines gather, not to wait for one"
+)]
 fn write_lines(items: &Receiver<Item>, mut out: impl Write, dropped: &AtomicU64) {
-    while let Ok(item) = items.recv() {
-        match item {
-            // There is no other place to report that stderr does not take a line.
-            Item::Line(line) => _ = out.write_all(&line),
-            Item::Mark(answer) => {
-                let _ = out.flush();
-                let _ = answer.send(());
+    let mut chunk = Vec::with_capacity(CHUNK);
+    while let Ok(first) = items.recv() {
+        let mut next = Ok(first);
+        loop {
+            match next {
+                Ok(Item::Line(line)) => chunk.extend_from_slice(&line),
+                Ok(Item::Mark(answer)) => {
+                    write_chunk(&mut chunk, &mut out, dropped);
+                    let _ = out.flush();
+                    let _ = answer.send(());
+                }
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
             }
+            if chunk.len() >= CHUNK {
+                write_chunk(&mut chunk, &mut out, dropped);
+            }
+            next = items.try_recv();
         }
-        let lost = dropped.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            let _ = writeln!(out, "WARN milepost: event=\"log.dropped\" lines={lost}");
-        }
+        write_chunk(&mut chunk, &mut out, dropped);
+        std::thread::sleep(PAUSE);
     }
+}
+
+/// Writes the lines, and how many were lost behind them. There is no other place to report that stderr
+/// does not take them.
+fn write_chunk(chunk: &mut Vec<u8>, out: &mut impl Write, dropped: &AtomicU64) {
+    let lost = dropped.swap(0, Ordering::Relaxed);
+    if lost > 0 {
+        // Into memory.
+        let _ = writeln!(chunk, "WARN milepost: event=\"log.dropped\" lines={lost}");
+    }
+    let _ = out.write_all(chunk);
+    chunk.clear();
+    // One line may be long; it is not to be kept for.
+    chunk.shrink_to(CHUNK);
 }
 
 /// One line being put together; queued when it is dropped.

@@ -15,7 +15,7 @@ use mqtt::{Publish, ReasonCode};
 
 use super::admitting::Search;
 use super::fanout::{Fanout, Publisher};
-use super::filter_index::FilterIndex;
+use super::filter_index::{FilterIndex, Matches};
 use super::format::RetainedRecord;
 use super::gauge::{Gauge, Gauges};
 use super::mailbox::{Mail, Mailbox, Order, Post};
@@ -481,6 +481,15 @@ impl Subscriptions {
     /// Whether there are shared subscriptions at all.
     pub(crate) fn has_shares(&self) -> bool {
         !self.by_filter.is_empty()
+    }
+
+    /// Whether a message on `topic` would go to anybody.
+    pub(crate) fn has_for(&self, topic: &str) -> bool {
+        let mut matches = Matches::default();
+        [&self.own, &self.shared].iter().any(|index| {
+            index.find(topic, None, &mut matches);
+            !matches.is_empty()
+        })
     }
 
     /// The share at a place, as the index of shared filters found it.

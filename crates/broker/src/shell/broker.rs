@@ -492,6 +492,12 @@ impl BrokerHandle {
         self.inner.exchange.admission.delays.now(tick)
     }
 
+    /// Whether anybody subscribed to what `topic` matches, for itself or in a shared subscription. Saves
+    /// making a message that nobody would get.
+    pub fn has_subscribers(&self, topic: &str) -> bool {
+        self.inner.exchange.subscriptions().has_for(topic)
+    }
+
     /// Publishes on behalf of the program itself: to all subscribers, past access checks and tap, and
     /// into the retained messages if RETAIN is set. Packet id and topic alias are ignored. Returns the
     /// number of receivers; QoS 0 may still be dropped at a full queue.
