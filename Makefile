@@ -73,13 +73,13 @@ bench: ## Measures throughput, freshness and memory; see bench/README.md
 
 bench-tools:
 	cargo build --locked --release $(HEAVY) --bin milepost
-	cargo build --locked --release -p fleet-sim --example load --example weather --example connects --example rough_road
+	cargo build --locked --release -p fleet-sim --example load --example weather --example connects --example rough_road --example certificates
 
-bench-weather: bench-tools ## What good clients notice while hostile ones do their worst
+bench-weather: bench-tools ## What good clients notice while hostile ones do their worst; half an hour
 	bench/weather.py $(if $(shell command -v mosquitto),--peer mosquitto)
 
-bench-connects: bench-tools ## Connects per second and memory per connection, for every transport
-	bench/connects.py
+bench-connects: bench-tools ## Connects per second and memory per connection, for every transport; a quarter of an hour
+	bench/connects.py $(if $(shell command -v mosquitto),--peer mosquitto)
 
 bench-netem: bench-tools ## QUIC against TLS on a road with loss and delay (root)
 	bench/netem.py

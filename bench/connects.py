@@ -6,23 +6,28 @@ Every scenario is bounded in count and time, talks to loopback only, and ends wh
 
 import argparse
 import json
+import os
 import pathlib
 import re
+import resource
+import shutil
+import signal
 import statistics
 import subprocess
 import tempfile
 import time
 
+import peer
 from run import TARGET, Milepost, resident_bytes, say, spread
 
 PAGE = 4096
 
 
 class Way:
-    """A transport, and how clients prove who they are."""
+    """A transport, and how clients prove who they are; to us or to the peer."""
 
-    def __init__(self, name, protocol, auth="x509", resume=False):
-        self.name, self.protocol, self.auth, self.resume = name, protocol, auth, resume
+    def __init__(self, name, protocol, auth="x509", resume=False, peer=False):
+        self.name, self.protocol, self.auth, self.resume, self.peer = name, protocol, auth, resume, peer
 
     def secure(self):
         return self.protocol in ("mqtts", "wss", "quic")
@@ -32,12 +37,6 @@ class Way:
                 + (f'auth = ["{self.auth}"]\n' if self.secure() and self.auth != "x509" else "")
                 + '[http]\nbind = "127.0.0.1:0"\n[sql]\nbind = "127.0.0.1:0"\n'
                 + ('' if self.secure() and self.auth == "x509" else '[access]\nanonymous = "allow-all"\n'))
-
-    def options(self, subject):
-        if not self.secure():
-            return []
-        more = ["--anonymous"] if self.auth == "anonymous" else ["--credentials", f"{subject.folder.name}/keys"]
-        return ["--api", subject.api, *more]
 
 
 WAYS = [
@@ -67,6 +66,62 @@ class Server(Milepost):
         # By name: server certificates are for `localhost`, and names are what cars use.
         return f"{self.way.protocol}://localhost:{self.server.rsplit(':', 1)[1].split('/')[0]}"
 
+    def options(self):
+        if not self.way.secure():
+            return []
+        more = ["--anonymous"] if self.way.auth == "anonymous" else ["--credentials", f"{self.folder.name}/keys"]
+        return ["--api", self.api, *more]
+
+    def connected(self):
+        return self.status()["connections"]
+
+
+class Peer(peer.Certified):
+    """Mosquitto; its WebSockets where it was built with them."""
+
+    def __init__(self, way, keys):
+        self.way, self.socket_port = way, peer.free_port() if way.protocol == "ws" else None
+        more = ""
+        if self.socket_port:
+            more = f"listener {self.socket_port} 127.0.0.1\nprotocol websockets\n"
+        super().__init__(keys, require_certificate=way.auth == "x509", more=more)
+
+    def url(self):
+        port = {"mqtt": self.port, "mqtts": self.tls_port, "ws": self.socket_port}[self.way.protocol]
+        return f"{self.way.protocol}://localhost:{port}"
+
+    def options(self):
+        if not self.way.secure():
+            return []
+        return ["--credentials", self.keys, *(["--anonymous"] if self.way.auth == "anonymous" else [])]
+
+    def connected(self):
+        """Files are sockets, but for the few that it has anyway."""
+        return len(os.listdir(f"/proc/{self.pid}/fd")) - self.files
+
+    def start(self):
+        super().start()
+        time.sleep(0.2)  # the connection that asked whether it listens is gone
+        self.files = len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def restart(self):
+        self.process.terminate()
+        self.process.wait(timeout=30)
+        self.start()
+
+
+def peers_ways(keys):
+    """The ways the peer has, each tried; those it has not are said."""
+    ways = []
+    for like in WAYS[:5]:
+        way = Way(like.name, like.protocol, like.auth, like.resume, peer=True)
+        try:
+            Peer(way, keys).stop()
+            ways.append((way, keys))
+        except SystemExit as error:
+            say(f"skipped: {way.name}: {' '.join(str(error).split())}")
+    return ways
+
 
 def usable(binary, way):
     """The configuration for it that this server understands, or why there is none."""
@@ -82,15 +137,23 @@ def usable(binary, way):
     return None, done.stdout.strip().splitlines()[0] if done.stdout.strip() else "not understood"
 
 
+def started(arguments, way, config):
+    return Peer(way, config) if way.peer else Server(arguments.milepost, way, config)
+
+
+def label(way):
+    return f"{way.name}, {peer.version()}" if way.peer else way.name
+
+
 def connects(arguments, way, config):
-    subject = Server(arguments.milepost, way, config)
+    subject = started(arguments, way, config)
     try:
         command = [TARGET / "release/examples/connects", "--server", subject.url(), "--clients", arguments.clients,
-                   "--seconds", arguments.seconds, "--pid", subject.pid, *way.options(subject),
+                   "--seconds", arguments.seconds, "--pid", subject.pid, *subject.options(),
                    *(["--resume"] if way.resume else [])]
         done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True, timeout=900)
         if done.returncode:
-            raise SystemExit(f"{way.name}: the tool failed ({done.returncode})")
+            raise SystemExit(f"{label(way)}: the tool failed ({done.returncode})")
         report = json.loads(done.stdout)
         if report["failed"]:
             say(f"  {report['failed']} failed: {report['troubles']}")
@@ -111,32 +174,33 @@ def kernel_bytes():
 
 def memory(arguments, way, config):
     """Bytes per idle connection with one subscription, in rounds with a fresh process each."""
-    subject = Server(arguments.milepost, way, config)
+    subject = started(arguments, way, config)
     load = [TARGET / "release/examples/load", "--json", "--idle", "--subscribe"]
 
     def idle(count, duration):
         return [str(part) for part in [*load, "--server", subject.url(), "--connections", count,
-                                       "--duration", duration, *way.options(subject)]]
+                                       "--duration", duration, *subject.options()]]
     try:
         rounds = []
-        if way.secure():
+        if way.secure() and not way.peer:
             # Certificates are made in a life of their own, see `run.py`.
             subprocess.run(idle(arguments.idle, "1s"), stdout=subprocess.DEVNULL, timeout=900, check=True)
         for number in range(arguments.rounds):
-            say(f"memory, round {number + 1}: {way.name}")
+            say(f"  round {number + 1}")
             subject.restart()
-            subprocess.run(idle(100, "2s"), stdout=subprocess.DEVNULL, timeout=900, check=True)
-            time.sleep(2)
+            subprocess.run(idle(100, "1s"), stdout=subprocess.DEVNULL, timeout=900, check=True)
+            time.sleep(1)
             before, (buffers, slab) = resident_bytes(subject.pid), kernel_bytes()
-            holder = subprocess.Popen(idle(arguments.idle, "20s"), stdout=subprocess.DEVNULL)
+            holder = subprocess.Popen(idle(arguments.idle, "60s"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             try:
-                deadline = time.time() + 120
-                while subject.status()["connections"] < arguments.idle and time.time() < deadline:
+                deadline = time.time() + 60
+                while subject.connected() < arguments.idle and time.time() < deadline and holder.poll() is None:
                     time.sleep(0.2)
-                time.sleep(4)
-                connected = subject.status()["connections"]
+                time.sleep(3)
+                connected = subject.connected()
                 after, (buffers_after, slab_after) = resident_bytes(subject.pid), kernel_bytes()
             finally:
+                holder.send_signal(signal.SIGINT)  # seen enough; it leaves in good order
                 holder.wait(timeout=300)
             if connected < arguments.idle:
                 say(f"  only {connected} of {arguments.idle} connected")
@@ -159,30 +223,56 @@ def kibi(values):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--milepost", type=pathlib.Path, default=TARGET / "release/milepost")
+    parser.add_argument("--peer", choices=["mosquitto"], help="measures it beside: TCP, TLS, mTLS, WebSockets if it has them")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=64, help="clients that connect and leave, each one connection at a time")
-    parser.add_argument("--seconds", type=int, default=10)
+    parser.add_argument("--seconds", type=int, default=6)
     parser.add_argument("--idle", type=int, default=4000)
     parser.add_argument("--only", choices=["connects", "memory"])
     parser.add_argument("--way", action="append", choices=[way.name for way in WAYS])
     parser.add_argument("--json", type=pathlib.Path, help="writes all figures there")
     arguments = parser.parse_args()
-    ways, results = [], {}
+    if arguments.peer and not shutil.which("mosquitto"):
+        parser.error("Mosquitto is not installed (package mosquitto)")
+    # All the files that may be had, for the peer, too: it does not ask for them itself.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with tempfile.TemporaryDirectory(prefix="milepost-connects-keys-") as keys:
+        measure(arguments, ways_to_measure(arguments, keys))
+
+
+def ways_to_measure(arguments, keys):
+    """Each with what its subject is started with: a configuration, or for the peer the folder of keys."""
+    ways = []
     for way in WAYS:
-        if arguments.way and way.name not in arguments.way:
-            continue
         config, problem = usable(arguments.milepost, way)
         if problem:
             say(f"skipped: {way.name}: {problem}")
         else:
             ways.append((way, config))
+    if arguments.peer:
+        # As the examples `connects` and `load` call their vehicles.
+        peer.certificates(keys, max(arguments.clients, arguments.idle), "connects", "bench")
+        ways += peers_ways(keys)
+    return [(way, config) for way, config in ways if not arguments.way or way.name in arguments.way]
+
+
+def measure(arguments, ways):
+    results, begun = {}, time.monotonic()
+    each = arguments.rounds * len(ways) if arguments.only != "memory" else 0
+    held = sum(1 for way, _ in ways if not way.resume) if arguments.only != "connects" else 0
+    expected = each * (arguments.seconds + 2) + held * arguments.rounds * 12 + held * 15
+
+    def progress(what):
+        passed = time.monotonic() - begun
+        say(f"[{int(passed) // 60}:{int(passed) % 60:02} of about {expected // 60}:{expected % 60:02} min] {what}")
 
     if arguments.only != "memory":
-        reports = {way.name: [] for way, _ in ways}
+        reports = {label(way): [] for way, _ in ways}
         for number in range(arguments.rounds):
             for way, config in ways:
-                say(f"round {number + 1}: {way.name}")
-                reports[way.name].append(connects(arguments, way, config))
+                progress(f"connects, round {number + 1}: {label(way)}")
+                reports[label(way)].append(connects(arguments, way, config))
         results["connects"] = reports
         print(f"{arguments.clients} clients connect (to CONNACK) and leave, over and over; {arguments.seconds} s, "
               f"{arguments.rounds} rounds, alternating; clients and server on one machine: median (lowest to highest)\n")
@@ -203,8 +293,9 @@ def main():
         for way, config in ways:
             if way.resume:
                 continue  # a resumed connection is like another once it stands
-            rounds = results["memory"][way.name] = memory(arguments, way, config)
-            print(f"| {way.name} | {kibi([r['resident'] for r in rounds])} | {kibi([r['buffers'] for r in rounds])} "
+            progress(f"memory: {label(way)}")
+            rounds = results["memory"][label(way)] = memory(arguments, way, config)
+            print(f"| {label(way)} | {kibi([r['resident'] for r in rounds])} | {kibi([r['buffers'] for r in rounds])} "
                   f"| {kibi([r['slab'] for r in rounds])} |", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))

@@ -111,14 +111,23 @@ class Mosquitto:
         self.config = pathlib.Path(self.folder.name) / "mosquitto.conf"
         self.config.write_text(
             f"listener {self.port} 127.0.0.1\nallow_anonymous true\npersistence_location {self.folder.name}/\n"
-            f"set_tcp_nodelay true\nlog_type error\n{more}"
+            f"set_tcp_nodelay true\nlog_type error\n{more}{self.prepare(pathlib.Path(self.folder.name))}"
         )
         self.server = f"127.0.0.1:{self.port}"
         self.start()
 
+    def prepare(self, _folder):
+        """Files it needs beside, and configuration that comes after `more`."""
+        return ""
+
+    def log(self):
+        return (pathlib.Path(self.folder.name) / "log").read_text()
+
     def start(self):
         import socket
-        self.process = subprocess.Popen([*self.prefix, "mosquitto", "-c", self.config], env=self.environment)
+        with (pathlib.Path(self.folder.name) / "log").open("w") as stderr:
+            self.process = subprocess.Popen([*self.prefix, "mosquitto", "-c", self.config], stderr=stderr,
+                                            env=self.environment)
         self.pid = self.process.pid
         deadline = time.time() + 60
         while True:
@@ -127,7 +136,7 @@ class Mosquitto:
                 return
             except OSError:
                 if self.process.poll() is not None or time.time() > deadline:
-                    raise SystemExit("Mosquitto did not start")
+                    raise SystemExit("Mosquitto did not start:\n" + self.log())
                 time.sleep(0.01)
 
     def kill(self):

@@ -4,6 +4,7 @@
 //! connects --server mqtts://localhost:8883 --api http://127.0.0.1:8080 --anonymous
 //! connects --server mqtts://localhost:8883 --api http://127.0.0.1:8080 --resume --pid 4711
 //! connects --server quic://localhost:14567 --api http://127.0.0.1:8080
+//! connects --server mqtts://localhost:8883 --credentials made-by-the-example-certificates
 //! ```
 //! Prints one line of JSON.
 
@@ -28,11 +29,12 @@ struct Arguments {
     /// HTTP API to get certificates from
     #[arg(long)]
     api: Option<String>,
-    /// Show no certificate; --api then only says which CA to trust
-    #[arg(long, requires = "api")]
+    /// Show no certificate; --api or --credentials then only says which CA to trust
+    #[arg(long)]
     anonymous: bool,
-    /// Directory that keeps keys and certificates for the next time
-    #[arg(long, requires = "api")]
+    /// Directory that keeps keys and certificates for the next time; without --api they are there
+    /// already
+    #[arg(long)]
     credentials: Option<PathBuf>,
     /// Clients, each with one connection at a time
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -60,14 +62,16 @@ fn main() -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start a runtime")?;
-    let identities = match &arguments.api {
-        None => Identities::Anonymous { count, prefix },
-        Some(api) if arguments.anonymous => Identities::Trusting {
+    let identities = match (&arguments.api, &arguments.credentials) {
+        (None, None) => Identities::Anonymous { count, prefix },
+        (None, Some(dir)) if arguments.anonymous => Identities::trusting_kept(dir, &prefix, count)?,
+        (None, Some(dir)) => Identities::kept(dir, &prefix, count)?,
+        (Some(api), _) if arguments.anonymous => Identities::Trusting {
             count,
             prefix,
             ca_pem: runtime.block_on(Factory::new(api)?.ca())?,
         },
-        Some(api) => {
+        (Some(api), _) => {
             let orders: Vec<_> = (0..count)
                 .map(|index| Order::vehicle(&Identities::anonymous_id(&prefix, index)))
                 .collect();

@@ -29,17 +29,18 @@ use tokio_util::sync::CancellationToken;
 #[derive(Parser)]
 struct Arguments {
     /// MQTT address, such as mqtts://HOST:PORT or wss://HOST:PORT/mqtt; HOST:PORT alone is mqtts with
-    /// --api, and mqtt without
+    /// --api or --credentials, and mqtt without
     #[arg(long)]
     server: String,
     /// HTTP API to provision vehicles through; connections are then mTLS, else plain and anonymous
     #[arg(long)]
     api: Option<String>,
-    /// Connections show no certificate; --api then only says which CA to trust
-    #[arg(long, requires = "api")]
+    /// Connections show no certificate; --api or --credentials then only says which CA to trust
+    #[arg(long)]
     anonymous: bool,
-    /// Directory that keeps keys and certificates for the next time
-    #[arg(long, requires = "api")]
+    /// Directory that keeps keys and certificates for the next time; without --api they are there
+    /// already
+    #[arg(long)]
     credentials: Option<PathBuf>,
     /// Connections, each its own vehicle
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=200_000))]
@@ -124,21 +125,24 @@ fn main() -> anyhow::Result<()> {
 
 fn options(arguments: &Arguments) -> anyhow::Result<LoadOptions> {
     let count = arguments.connections as usize;
-    let identities = match &arguments.api {
-        None => Identities::Anonymous {
+    let prefix = &arguments.prefix;
+    let identities = match (&arguments.api, &arguments.credentials) {
+        (None, None) => Identities::Anonymous {
             count,
-            prefix: arguments.prefix.clone(),
+            prefix: prefix.clone(),
         },
-        Some(api) if arguments.anonymous => Identities::Trusting {
+        (None, Some(dir)) if arguments.anonymous => Identities::trusting_kept(dir, prefix, count)?,
+        (None, Some(dir)) => Identities::kept(dir, prefix, count)?,
+        (Some(api), _) if arguments.anonymous => Identities::Trusting {
             count,
-            prefix: arguments.prefix.clone(),
+            prefix: prefix.clone(),
             ca_pem: runtime()?.block_on(Factory::new(api)?.ca())?,
         },
-        Some(api) => Identities::Provisioned(provision(api, arguments, count)?),
+        (Some(api), _) => Identities::Provisioned(provision(api, arguments, count)?),
     };
-    let scheme = match arguments.api {
-        None => Scheme::Mqtt,
-        Some(_) => Scheme::Mqtts,
+    let scheme = match identities {
+        Identities::Anonymous { .. } => Scheme::Mqtt,
+        Identities::Trusting { .. } | Identities::Provisioned(_) => Scheme::Mqtts,
     };
     let address: Address = match arguments.server.contains("://") {
         true => arguments.server.parse()?,

@@ -7,20 +7,27 @@
 //! ```
 //! The plain listener takes everybody (`anonymous = "allow-all"`), the TLS one wants certificates.
 //! Says `prepared`, `storm` and `after` on stderr, for a script that fills the disk at the right time.
-//! Exits with 1 if a pair lost a message or its connection.
+//! Exits with 1 if a pair lost a message or its connection, or the server used more memory than it
+//! promised.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Parser;
-use fleet_sim::Histogram;
 use fleet_sim::client::Server;
 use fleet_sim::load::Identities;
+use fleet_sim::private_ca;
 use fleet_sim::provision::{Factory, Order};
-use fleet_sim::weather::{self, Place, Secure, Storm, Subject, WeatherOptions, WeatherReport};
+use fleet_sim::weather::{
+    self, Calm, Place, Secure, Storm, Subject, WeatherOptions, WeatherReport,
+};
+use fleet_sim::{Credentials, Histogram};
+
+/// What the storms' own vehicles are called, before their number.
+const PREFIX: &str = "weather";
 
 /// Makes bad weather, and watches what good clients notice
 #[derive(Parser)]
@@ -35,13 +42,14 @@ struct Arguments {
     #[arg(long, required_unless_present = "list")]
     server: Option<Server>,
     /// TLS listener, HOST:PORT, for the storms that need one
-    #[arg(long, requires = "api")]
+    #[arg(long)]
     tls: Option<Server>,
     /// HTTP API to get certificates from
     #[arg(long)]
     api: Option<String>,
-    /// Directory that keeps keys and certificates for the next time
-    #[arg(long, requires = "api")]
+    /// Directory that keeps keys and certificates for the next time; without --api they are there
+    /// already (see the example `certificates`, whose prefix is `weather`)
+    #[arg(long)]
     credentials: Option<PathBuf>,
     /// The server's metrics
     #[arg(long)]
@@ -49,6 +57,9 @@ struct Arguments {
     /// The server's process
     #[arg(long)]
     pid: Option<u32>,
+    /// The most memory the server may use, MiB [default: what its metrics promise]
+    #[arg(long)]
+    bound: Option<u64>,
     /// Well-behaved pairs
     #[arg(long, default_value_t = 100)]
     pairs: usize,
@@ -100,6 +111,7 @@ fn main() -> anyhow::Result<ExitCode> {
         subject: Subject {
             pid: arguments.pid,
             metrics: arguments.metrics.clone(),
+            bound: arguments.bound.map(|mebibytes| mebibytes << 20),
         },
     };
     let report = weather::run(&options, |step| eprintln!("{step}"))?;
@@ -108,33 +120,52 @@ fn main() -> anyhow::Result<ExitCode> {
     } else {
         writeln!(out, "{report}")?;
     }
-    Ok(match report.lost + report.disconnected {
-        0 => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
+    Ok(match report.shows_harm() {
+        false => ExitCode::SUCCESS,
+        true => ExitCode::FAILURE,
     })
 }
 
 /// The TLS listener, with as many devices as the storm wants.
 fn secure(arguments: &Arguments, storm: Storm) -> anyhow::Result<Option<Secure>> {
-    let (Some(server), Some(api), true) = (&arguments.tls, &arguments.api, storm.needs_tls())
-    else {
+    let (Some(server), true) = (&arguments.tls, storm.needs_tls()) else {
         return Ok(None);
     };
     let count = (storm.devices() as f64 * arguments.scale).ceil() as usize;
+    let (credentials, ca_pem) = match (&arguments.api, &arguments.credentials) {
+        (Some(api), kept) => factory_made(api, kept.as_deref(), count)?,
+        (None, Some(dir)) => {
+            let vehicles = (0..count).map(|index| Identities::anonymous_id(PREFIX, index));
+            (
+                private_ca::kept_vehicles(dir, vehicles)?,
+                private_ca::kept_pem(dir)?,
+            )
+        }
+        (None, None) => bail!("--tls needs certificates: give --api, --credentials or both"),
+    };
+    Ok(Some(Secure {
+        server: server.clone(),
+        credentials,
+        ca_pem,
+    }))
+}
+
+/// Devices that the server signs, and its CA.
+fn factory_made(
+    api: &str,
+    kept: Option<&Path>,
+    count: usize,
+) -> anyhow::Result<(Vec<Credentials>, String)> {
     let orders: Vec<_> = (0..count)
-        .map(|index| Order::vehicle(&Identities::anonymous_id("weather", index)))
+        .map(|index| Order::vehicle(&Identities::anonymous_id(PREFIX, index)))
         .collect();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start a runtime")?;
     let factory = Factory::new(api)?;
-    let made = factory.provision(&orders, arguments.credentials.as_deref(), |_, _| {});
-    Ok(Some(Secure {
-        server: server.clone(),
-        credentials: runtime.block_on(made)?,
-        ca_pem: runtime.block_on(factory.ca())?,
-    }))
+    let devices = runtime.block_on(factory.provision(&orders, kept, |_, _| {}))?;
+    Ok((devices, runtime.block_on(factory.ca())?))
 }
 
 fn in_json(report: &WeatherReport) -> serde_json::Value {
@@ -147,10 +178,22 @@ fn in_json(report: &WeatherReport) -> serde_json::Value {
             "max_ms": histogram.longest().as_secs_f64() * 1e3,
         })
     };
+    let phase = |calm: &Calm| {
+        let mut phase = latency(&calm.latency);
+        phase["late_p50_ms"] = (calm.late.quantile(0.5).as_secs_f64() * 1e3).into();
+        phase["late_p99_ms"] = (calm.late.quantile(0.99).as_secs_f64() * 1e3).into();
+        phase["late_max_ms"] = (calm.late.longest().as_secs_f64() * 1e3).into();
+        phase
+    };
     let met: serde_json::Map<_, _> = report
         .met
         .iter()
         .map(|(what, count)| (what.clone(), (*count).into()))
+        .collect();
+    let parts: serde_json::Map<_, _> = report
+        .bound_parts
+        .iter()
+        .map(|(part, bytes)| (part.clone(), (*bytes).into()))
         .collect();
     let metrics: serde_json::Map<_, _> = report
         .metrics
@@ -161,9 +204,9 @@ fn in_json(report: &WeatherReport) -> serde_json::Value {
         "storm": report.storm.name(),
         "did": report.did,
         "lasted_s": report.lasted.as_secs_f64(),
-        "quiet": latency(&report.quiet.latency),
-        "during": latency(&report.during.latency),
-        "after": latency(&report.after.latency),
+        "quiet": phase(&report.quiet),
+        "during": phase(&report.during),
+        "after": phase(&report.after),
         "sent": report.sent,
         "lost": report.lost,
         "refused": report.refused,
@@ -173,8 +216,12 @@ fn in_json(report: &WeatherReport) -> serde_json::Value {
         "turned_away": report.turned_away,
         "welcome": latency(&report.welcome),
         "met": met,
-        "resident_quiet_bytes": report.resident.map(|(quiet, _)| quiet),
-        "resident_storm_bytes": report.resident.map(|(_, storm)| storm),
+        "resident_quiet_bytes": report.resident.map(|resident| resident.quiet),
+        "resident_storm_bytes": report.resident.map(|resident| resident.storm),
+        "resident_highest_bytes": report.resident.map(|resident| resident.highest),
+        "bound_bytes": report.bound,
+        "bound_parts": parts,
+        "exceeds_bound": report.exceeds_bound(),
         "metrics": metrics,
     })
 }

@@ -69,6 +69,14 @@ pub enum CredentialsError {
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// None were kept for a device that is expected to have some.
+    #[error("there are no credentials of device `{device}` in {dir}; make them first", dir = dir.display())]
+    Missing {
+        /// The device.
+        device: String,
+        /// Where they should be.
+        dir: PathBuf,
+    },
     /// A CA alone does not make a TLS configuration.
     #[error("the CA cannot be used for TLS")]
     Ca {

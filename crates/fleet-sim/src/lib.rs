@@ -1,7 +1,8 @@
 //! Virtual vehicles: real protocols, recorded and synthetic drives, and load.
 //!
 //! Everything here is outside the server and knows only what a car maker and its cars know: the
-//! HTTP API to register vehicles, and MQTT to send what they measure.
+//! HTTP API to register vehicles, and MQTT to send what they measure. Servers without that API get
+//! their certificates from a [`private_ca`].
 //!
 //! ```text
 //! provision ── Credentials ──┐
@@ -19,6 +20,7 @@ mod histogram;
 pub mod load;
 pub mod message;
 mod open_files;
+pub mod private_ca;
 pub mod provision;
 pub mod recording;
 pub mod simulate;

@@ -132,8 +132,12 @@ fn route(board: &mut Switchboard, publish: Publish, manners: Manners) {
     }
 }
 
-/// Runs the storm against a server on a thread of its own.
 fn weather(manners: Manners) -> WeatherReport {
+    watched_weather(manners, Subject::default())
+}
+
+/// Runs the storm against a server on a thread of its own.
+fn watched_weather(manners: Manners, subject: Subject) -> WeatherReport {
     let (tell, told) = std::sync::mpsc::channel();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let thread = std::thread::spawn(move || {
@@ -148,6 +152,7 @@ fn weather(manners: Manners) -> WeatherReport {
     });
     let options = WeatherOptions {
         pairs: 5,
+        subject,
         ..options(told.recv().unwrap())
     };
     let report = weather::run(&options, |_| {}).unwrap();
@@ -180,6 +185,8 @@ fn a_good_server_looks_good() {
     let (quiet, during) = (&report.quiet.latency, &report.during.latency);
     assert!(quiet.count() > 0 && during.count() > 0, "{report}");
     let seen = quiet.count() + during.count() + report.after.latency.count();
+    let late = report.quiet.late.count() + report.during.late.count() + report.after.late.count();
+    assert_eq!(late, report.sent, "{report}");
     assert_eq!(seen, report.sent, "{report}");
     assert_eq!(report.turned_away, 0, "{report}");
     assert!(!report.did.starts_with('0'), "{report}");
@@ -210,6 +217,24 @@ fn a_pair_that_is_cut_off_and_a_message_that_is_lost_are_seen() {
     assert_eq!(report.disconnected, 1, "{report}");
     let report = weather(Manners::Loses);
     assert_eq!((report.lost, report.disconnected), (1, 0), "{report}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_server_that_uses_more_memory_than_it_promised_did_harm() {
+    for (bound, broken) in [(1 << 20, true), (1 << 50, false)] {
+        let subject = Subject {
+            pid: Some(std::process::id()), // the server is a thread of it
+            bound: Some(bound),
+            ..Subject::default()
+        };
+        let report = watched_weather(Manners::Good, subject);
+        let resident = report.resident.unwrap();
+        assert!(resident.highest >= resident.quiet, "{resident:?}");
+        assert_eq!(report.exceeds_bound(), broken, "{report}");
+        assert_eq!(report.shows_harm(), broken, "{report}");
+        assert_eq!(report.to_string().contains("EXCEEDS"), broken, "{report}");
+    }
 }
 
 #[test]

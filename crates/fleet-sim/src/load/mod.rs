@@ -21,6 +21,7 @@ pub mod sessions;
 mod template;
 
 use std::fmt;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,6 +40,7 @@ use crate::client::{
 use crate::credentials::{Credentials, CredentialsError, anonymous_client_config};
 use crate::histogram::Histogram;
 use crate::open_files::{OpenFilesError, allow_open_files};
+use crate::private_ca;
 
 use connection::{Outcome, Share};
 pub use template::MOST_PAYLOAD;
@@ -68,6 +70,27 @@ pub enum Identities {
 }
 
 impl Identities {
+    /// `count` vehicles with the credentials that are kept in `dir`.
+    ///
+    /// # Errors
+    /// [`CredentialsError`]; [`CredentialsError::Missing`] if one has none.
+    pub fn kept(dir: &Path, prefix: &str, count: usize) -> Result<Self, CredentialsError> {
+        let vehicles = (0..count).map(|index| Self::anonymous_id(prefix, index));
+        Ok(Self::Provisioned(private_ca::kept_vehicles(dir, vehicles)?))
+    }
+
+    /// `count` clients without certificates that trust the CA that is kept in `dir`.
+    ///
+    /// # Errors
+    /// [`CredentialsError::Io`].
+    pub fn trusting_kept(dir: &Path, prefix: &str, count: usize) -> Result<Self, CredentialsError> {
+        Ok(Self::Trusting {
+            count,
+            prefix: prefix.to_owned(),
+            ca_pem: private_ca::kept_pem(dir)?,
+        })
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         match self {

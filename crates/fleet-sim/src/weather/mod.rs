@@ -11,8 +11,13 @@
 //! where it can, and writes down every refusal it meets by its reason code.
 //!
 //! Pairs and storm share the machine with the server. The storm has a thread of its own with the
-//! lowest claim on the processor, so what the pairs notice is the server's work for the storm, and
-//! not that of the storm itself.
+//! lowest claim on the processor, and the pairs a higher one than the server where the system grants
+//! it, so what the pairs notice is the server's work for the storm, and not that of the storm itself.
+//! How late they were with their own messages is in the report: of any latency, that much is not the
+//! server's.
+//!
+//! The server's resident memory is compared with the bound it promises. Nothing that clients do may
+//! make it break that promise, so a report says so as it does of a lost message.
 
 mod newcomers;
 mod pairs;
@@ -38,8 +43,8 @@ use crate::open_files::{OpenFilesError, allow_open_files};
 use newcomers::Newcomers;
 use pairs::Pairs;
 use scene::{Scene, Signal};
-pub use server::Subject;
 use server::Watched;
+pub use server::{Resident, Subject};
 pub use storm::{Storm, StormError, UnknownStorm};
 
 /// Where the server listens.
@@ -90,6 +95,8 @@ pub struct WeatherOptions {
 pub struct Calm {
     /// From when messages were due to when they arrived.
     pub latency: Histogram,
+    /// Of that, what the generator itself made before it sent: its timer, and its turn on the processor.
+    pub late: Histogram,
 }
 
 /// What came of it.
@@ -111,7 +118,7 @@ pub struct WeatherReport {
     pub lost: u64,
     /// Pairs that lost their connection.
     pub disconnected: u64,
-    /// Why, the first few.
+    /// Why, the first few; and what else was wrong with the server.
     pub troubles: Vec<String>,
     /// Good clients that came while it stormed, one per 200 ms.
     pub newcomers: u64,
@@ -125,10 +132,28 @@ pub struct WeatherReport {
     pub did: String,
     /// How long it took.
     pub lasted: Duration,
-    /// Highest resident memory of the server while it was quiet and while it stormed, bytes.
-    pub resident: Option<(u64, u64)>,
+    /// Resident memory of the server, if it was watched.
+    pub resident: Option<Resident>,
+    /// The most memory the server may use, bytes, if it promises anything.
+    pub bound: Option<u64>,
+    /// The parts of what it promises, bytes, largest first.
+    pub bound_parts: Vec<(String, u64)>,
     /// Metrics that changed from the storm's begin to the end, and by how much.
     pub metrics: Vec<(String, f64)>,
+}
+
+impl WeatherReport {
+    /// Whether the server used more memory than it promised.
+    pub fn exceeds_bound(&self) -> bool {
+        let used = self.resident.map(|resident| resident.highest);
+        used.zip(self.bound)
+            .is_some_and(|(used, bound)| used > bound)
+    }
+
+    /// Whether a storm harmed anybody or anything it must not.
+    pub fn shows_harm(&self) -> bool {
+        self.lost + self.disconnected > 0 || !self.troubles.is_empty() || self.exceeds_bound()
+    }
 }
 
 /// Why there is no weather.
@@ -218,6 +243,7 @@ pub fn run(
             .map_err(WeatherError::Thread)?
     };
     let watched = Watched::start(&options.subject);
+    let _favoured = Favoured::now();
     let result = runtime.block_on(watch_pairs(
         options,
         &scene,
@@ -234,6 +260,34 @@ pub fn run(
         });
     }
     result
+}
+
+/// This thread's higher claim on the processor, until it is dropped. Refused to most users, and then the
+/// pairs share with the server, and their lateness says what that made of it.
+struct Favoured {
+    before: Option<i32>,
+}
+
+impl Favoured {
+    /// Enough to be served before a server of the usual claim.
+    const NICE: i32 = -10;
+
+    fn now() -> Self {
+        let before = rustix::process::getpriority_process(None).ok();
+        let granted = rustix::process::setpriority_process(None, Self::NICE).is_ok();
+        Self {
+            before: before.filter(|_| granted),
+        }
+    }
+}
+
+impl Drop for Favoured {
+    fn drop(&mut self) {
+        if let Some(before) = self.before {
+            // Less than we have is never refused.
+            let _ = rustix::process::setpriority_process(None, before);
+        }
+    }
 }
 
 fn check(options: &WeatherOptions) -> Result<(), WeatherError> {
@@ -310,24 +364,39 @@ async fn watch_pairs(
     told("after");
     sleep(options.after).await;
     let noticed = pairs.finish(DRAIN).await;
-    let resident = watched.peaks();
-    let after = watched.metrics().await?;
+    let resident = watched.resident();
+    let mut troubles = noticed.troubles;
+    // A server that died has no metrics, and what the pairs saw of that is still to be told.
+    let metrics = match watched.metrics().await {
+        Ok(after) => server::changes(&before, &after),
+        Err(error) => {
+            troubles.push(format!("{error}: it did not answer after the storm"));
+            Vec::new()
+        }
+    };
+    let bound_parts = server::bound(&before);
+    let promised = || bound_parts.iter().map(|(_, bytes)| bytes).sum();
+    let bound = options.subject.bound;
+    let (latency, late) = (noticed.latency, noticed.late);
     Ok(WeatherReport {
         storm,
         quiet: Calm {
-            latency: noticed.quiet,
+            latency: latency.quiet,
+            late: late.quiet,
         },
         during: Calm {
-            latency: noticed.during,
+            latency: latency.during,
+            late: late.during,
         },
         after: Calm {
-            latency: noticed.after,
+            latency: latency.after,
+            late: late.after,
         },
         sent: noticed.sent,
         refused: noticed.refused,
         lost: noticed.lost,
         disconnected: noticed.disconnected,
-        troubles: noticed.troubles,
+        troubles,
         newcomers: newcomers.came,
         turned_away: newcomers.turned_away,
         welcome: newcomers.welcome,
@@ -335,7 +404,9 @@ async fn watch_pairs(
         did,
         lasted,
         resident,
-        metrics: server::changes(&before, &after),
+        bound: bound.or_else(|| (!bound_parts.is_empty()).then(promised)),
+        bound_parts,
+        metrics,
     })
 }
 
@@ -368,9 +439,20 @@ impl fmt::Display for WeatherReport {
             ms(self.welcome.quantile(0.99)),
             self.did,
         )?;
-        if let Some((quiet, storm)) = self.resident {
-            let (quiet, storm) = (quiet >> 20, storm >> 20);
-            write!(f, "; resident {quiet} -> {storm} MiB")?;
+        write!(
+            f,
+            "; generator late p99 {:.1} ms",
+            ms(self.during.late.quantile(0.99))
+        )?;
+        if let Some(Resident { quiet, highest, .. }) = self.resident {
+            write!(f, "; resident {} -> {} MiB", quiet >> 20, highest >> 20)?;
+        }
+        if let Some(bound) = self.bound {
+            let verdict = match self.exceeds_bound() {
+                true => "EXCEEDS the bound",
+                false => "of at most",
+            };
+            write!(f, " ({verdict} {} MiB)", bound >> 20)?;
         }
         for (index, (what, count)) in self.met.iter().enumerate() {
             write!(

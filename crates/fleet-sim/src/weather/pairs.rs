@@ -35,7 +35,7 @@ pub(super) struct Pairs {
 struct Pair {
     publisher: Arc<Client>,
     published: Arc<ClientCounters>,
-    sending: JoinHandle<u64>,
+    sending: JoinHandle<Sent>,
     receiving: JoinHandle<Received>,
     // Dropped with the pair: the connection lives as long as its handle.
     _subscriber: Client,
@@ -58,9 +58,9 @@ struct Troubles {
 /// What they noticed.
 #[derive(Default)]
 pub(super) struct Noticed {
-    pub(super) quiet: Histogram,
-    pub(super) during: Histogram,
-    pub(super) after: Histogram,
+    pub(super) latency: Phased,
+    /// Of the generator itself: from when a message was due to when it was handed to the connection.
+    pub(super) late: Phased,
     pub(super) sent: u64,
     pub(super) refused: u64,
     pub(super) lost: u64,
@@ -68,13 +68,45 @@ pub(super) struct Noticed {
     pub(super) troubles: Vec<String>,
 }
 
+/// A histogram for each phase.
+#[derive(Default)]
+pub(super) struct Phased {
+    pub(super) quiet: Histogram,
+    pub(super) during: Histogram,
+    pub(super) after: Histogram,
+}
+
+impl Phased {
+    /// That of the phase in which a message was due, microseconds.
+    fn of(&mut self, due: u64, phases: &Phases) -> &mut Histogram {
+        if due >= phases.after.load(Ordering::Relaxed) {
+            &mut self.after
+        } else if due >= phases.storm.load(Ordering::Relaxed) {
+            &mut self.during
+        } else {
+            &mut self.quiet
+        }
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.quiet.merge(&other.quiet);
+        self.during.merge(&other.during);
+        self.after.merge(&other.after);
+    }
+}
+
 /// What one subscriber got.
 #[derive(Default)]
 struct Received {
     distinct: u64,
-    quiet: Histogram,
-    during: Histogram,
-    after: Histogram,
+    latency: Phased,
+}
+
+/// What one publisher sent.
+#[derive(Default)]
+struct Sent {
+    count: u64,
+    late: Phased,
 }
 
 impl Phases {
@@ -176,7 +208,9 @@ impl Pairs {
         let mut counters = Vec::new();
         let mut receivers = Vec::new();
         for pair in self.pairs {
-            noticed.sent += joined(pair.sending.await);
+            let sent = joined(pair.sending.await);
+            noticed.sent += sent.count;
+            noticed.late.merge(&sent.late);
             counters.push(pair.published);
             receivers.push((pair.receiving, pair.publisher, pair._subscriber));
         }
@@ -193,9 +227,7 @@ impl Pairs {
             drop(subscriber); // its receiver sees the end, and says what it got
             let received = joined(receiving.await);
             arrived += received.distinct;
-            noticed.quiet.merge(&received.quiet);
-            noticed.during.merge(&received.during);
-            noticed.after.merge(&received.after);
+            noticed.latency.merge(&received.latency);
         }
         noticed.lost = noticed.sent.saturating_sub(arrived + noticed.refused);
         let pairs = &self.troubles.pairs;
@@ -243,18 +275,20 @@ struct Sender {
 }
 
 impl Sender {
-    /// Sends until stopped, or the connection is lost; returns how many.
-    async fn run(mut self) -> u64 {
-        let mut sent = 0_u64;
+    /// Sends until stopped, or the connection is lost.
+    async fn run(mut self) -> Sent {
+        let mut sent = Sent::default();
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return sent, // cancel-safe: waiting changes nothing
                 () = sleep_until(self.next) => {}          // cancel-safe: waiting changes nothing
             }
             let due = self.next.duration_since(self.phases.origin).as_micros() as u64;
+            let late = self.phases.now_us().saturating_sub(due);
+            sent.late.of(due, &self.phases).add_us(late);
             let mut payload = vec![0; PAYLOAD];
             payload[..8].copy_from_slice(&due.to_be_bytes());
-            payload[8..16].copy_from_slice(&sent.to_be_bytes());
+            payload[8..16].copy_from_slice(&sent.count.to_be_bytes());
             let message = Outgoing {
                 topic: self.topic.as_str().into(),
                 payload: payload.into(),
@@ -264,7 +298,7 @@ impl Sender {
             if self.publisher.post(message).await.is_err() {
                 return sent;
             }
-            sent += 1;
+            sent.count += 1;
             self.next += self.interval;
         }
     }
@@ -284,14 +318,8 @@ async fn receive(mut incoming: Incoming, phases: Arc<Phases>) -> Received {
         }
         next = number + 1;
         received.distinct += 1;
-        let phase = if due >= phases.after.load(Ordering::Relaxed) {
-            &mut received.after
-        } else if due >= phases.storm.load(Ordering::Relaxed) {
-            &mut received.during
-        } else {
-            &mut received.quiet
-        };
-        phase.add_us(now.saturating_sub(due));
+        let latency = received.latency.of(due, &phases);
+        latency.add_us(now.saturating_sub(due));
     }
     received
 }

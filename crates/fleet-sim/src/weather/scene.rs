@@ -101,9 +101,9 @@ impl Scene {
     }
 
     /// The same to the TLS listener, before any handshake.
-    pub(super) async fn secure(&self) -> std::io::Result<TcpStream> {
+    pub(super) async fn secure(&self, receives: Receives) -> std::io::Result<TcpStream> {
         match &self.place.secure {
-            Some(secure) => socket(&secure.server, Receives::Usual).await,
+            Some(secure) => socket(&secure.server, receives).await,
             None => Err(std::io::Error::new(
                 std::io::ErrorKind::NotFound,
                 "there is no TLS listener",

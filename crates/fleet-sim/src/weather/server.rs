@@ -1,4 +1,4 @@
-//! Server: what is seen of it from outside: resident memory, and metrics.
+//! Server: what is seen of it from outside: resident memory, metrics, and the bound it promises to keep.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,7 +22,23 @@ pub struct Subject {
     pub pid: Option<u32>,
     /// Address of its metrics, such as `http://127.0.0.1:8080/metrics`.
     pub metrics: Option<String>,
+    /// The most memory it may use, bytes; without, what its metrics promise.
+    pub bound: Option<u64>,
 }
+
+/// Resident memory of the server, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resident {
+    /// The most that was seen while it was quiet.
+    pub quiet: u64,
+    /// The most that was seen while it stormed, and afterwards.
+    pub storm: u64,
+    /// The most since it was started, as the system has it (`VmHWM`): no moment is missed.
+    pub highest: u64,
+}
+
+/// In the metrics: the parts of the bound that the server prints when it starts.
+const BOUND: &str = "milepost_memory_bound_bytes{part=\"";
 
 /// A server that is watched.
 pub(super) struct Watched {
@@ -42,6 +58,7 @@ struct Memory {
 struct Peaks {
     quiet: AtomicU64,
     storm: AtomicU64,
+    highest: AtomicU64,
     /// 1 once it storms.
     phase: AtomicU64,
 }
@@ -57,7 +74,10 @@ impl Watched {
                     0 => &told.quiet,
                     _ => &told.storm,
                 };
-                peak.fetch_max(resident(pid).unwrap_or(0), Ordering::Relaxed);
+                if let Some((now, highest)) = resident(pid) {
+                    peak.fetch_max(now, Ordering::Relaxed);
+                    told.highest.fetch_max(highest, Ordering::Relaxed);
+                }
                 if over.recv_timeout(LOOK) != Err(RecvTimeoutError::Timeout) {
                     return;
                 }
@@ -85,12 +105,15 @@ impl Watched {
         }
     }
 
-    /// The peaks, quiet and in the storm.
-    pub(super) fn peaks(&self) -> Option<(u64, u64)> {
+    /// The most there was so far.
+    pub(super) fn resident(&self) -> Option<Resident> {
         let peaks = &self.memory.as_ref()?.peaks;
-        let quiet = peaks.quiet.load(Ordering::Relaxed);
-        let storm = peaks.storm.load(Ordering::Relaxed);
-        (quiet > 0 && storm > 0).then_some((quiet, storm))
+        let seen = Resident {
+            quiet: peaks.quiet.load(Ordering::Relaxed),
+            storm: peaks.storm.load(Ordering::Relaxed),
+            highest: peaks.highest.load(Ordering::Relaxed),
+        };
+        (seen.quiet > 0 && seen.storm > 0).then_some(seen)
     }
 
     /// All metrics at this moment; none if none are watched.
@@ -124,14 +147,28 @@ impl Drop for Memory {
     }
 }
 
-/// Resident memory of a process, bytes.
-fn resident(pid: u32) -> Option<u64> {
+/// Resident memory of a process, now and at its highest, bytes; `None` if it is gone.
+fn resident(pid: u32) -> Option<(u64, u64)> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kib * 1024)
+    let bytes = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+        Some(kib * 1024)
+    };
+    bytes("VmRSS:").zip(bytes("VmHWM:"))
+}
+
+/// The parts of the bound that the server promises to keep, largest first; none if it promises nothing.
+pub(super) fn bound(metrics: &BTreeMap<String, f64>) -> Vec<(String, u64)> {
+    let mut parts: Vec<_> = metrics
+        .iter()
+        .filter_map(|(name, value)| {
+            let part = name.strip_prefix(BOUND)?.strip_suffix("\"}")?;
+            Some((part.to_owned(), *value as u64))
+        })
+        .collect();
+    parts.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    parts
 }
 
 /// Name with labels, and value, of every line of the text format.
@@ -175,9 +212,27 @@ mod tests {
     }
 
     #[test]
+    fn the_bound_is_the_sum_of_its_parts_and_nothing_else() {
+        let metrics = parse(
+            "# TYPE milepost_memory_bound_bytes gauge\n\
+             milepost_memory_bound_bytes{part=\"TLS sessions\"} 15360000\n\
+             milepost_memory_bound_bytes{part=\"HTTP\"} 402653184\n\
+             milepost_machine_memory_bytes 25276510208\n",
+        );
+        let parts = bound(&metrics);
+        let expected = [("HTTP", 402_653_184), ("TLS sessions", 15_360_000)];
+        assert!(
+            parts.iter().map(|(n, b)| (n.as_str(), *b)).eq(expected),
+            "{parts:?}"
+        );
+        assert!(bound(&parse("a 1")).is_empty());
+    }
+
+    #[test]
     fn this_process_has_memory_and_others_may_be_gone() {
         if cfg!(target_os = "linux") {
-            assert!(resident(std::process::id()).is_some_and(|bytes| bytes > 1 << 20));
+            let (now, highest) = resident(std::process::id()).unwrap();
+            assert!(now > 1 << 20 && highest >= now, "{now} {highest}");
         }
         assert_eq!(resident(u32::MAX), None);
     }

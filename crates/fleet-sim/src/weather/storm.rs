@@ -64,6 +64,8 @@ storms! {
     Malformed, "malformed";
     /// Huge packets that are announced and never finished.
     Unfinished, "unfinished";
+    /// Everything that is kept for clients is filled at once, by somebody else's doing up to small limits.
+    MemoryLimit, "memory-limit";
     /// The disk fills up, by somebody else's doing, and publishers want to be kept.
     DiskFull, "disk-full";
     /// More connections than the server may have files.
@@ -77,7 +79,7 @@ impl Storm {
     pub fn needs_tls(self) -> bool {
         matches!(
             self,
-            Self::HalfHandshake | Self::ReconnectMtls | Self::BadCredentials
+            Self::HalfHandshake | Self::ReconnectMtls | Self::BadCredentials | Self::MemoryLimit
         )
     }
 
@@ -189,6 +191,7 @@ pub(super) fn blow(storm: Storm, scene: Arc<Scene>) -> Result<String, StormError
             Storm::BadCredentials => storms::bad_credentials::blow(&scene).await,
             Storm::Malformed => storms::malformed::blow(&scene).await,
             Storm::Unfinished => storms::unfinished::blow(&scene).await,
+            Storm::MemoryLimit => storms::memory_limit::blow(&scene).await,
             Storm::DiskFull => storms::disk_full::blow(&scene).await,
             Storm::FilesExhausted => storms::files_exhausted::blow(&scene).await,
             Storm::ClockJump => storms::clock_jump::blow(&scene).await,

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio_rustls::TlsConnector;
 
 use super::prelude::*;
-use crate::credentials::{Credentials, anonymous_client_config};
+use crate::credentials::anonymous_client_config;
+use crate::private_ca::PrivateCa;
 
 const CLIENTS: usize = 20;
 
@@ -27,7 +27,7 @@ pub(in crate::weather) async fn blow(scene: &Scene) -> Result<String, StormError
         let mut tried = 0;
         while !scene.is_over() {
             let visit = async {
-                let tcp = scene.secure().await?;
+                let tcp = scene.secure(Receives::Usual).await?;
                 tried += 1;
                 let name = ServerName::try_from("localhost").map_err(|_| Turned::Tls)?;
                 let tls = connectors[number % 2].connect(name, tcp).await?;
@@ -55,18 +55,6 @@ pub(in crate::weather) async fn blow(scene: &Scene) -> Result<String, StormError
 
 /// Trusts the server, and is of another fleet.
 fn stranger(ca_pem: &str) -> Result<Arc<ClientConfig>, Box<dyn std::error::Error + Send + Sync>> {
-    let mut ca = CertificateParams::new(Vec::new())?;
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let issuer = CertifiedIssuer::self_signed(ca, KeyPair::generate()?)?;
-    let key = KeyPair::generate()?;
-    let certificate = CertificateParams::new(vec!["car-1-tcu".to_owned()])?;
-    let credentials = Credentials {
-        vehicle_id: "car-1".into(),
-        device_id: "car-1-tcu".into(),
-        chain_pem: certificate.signed_by(&key, &issuer)?.pem(),
-        key_pem: key.serialize_pem(),
-        ca_pem: ca_pem.to_owned(),
-        not_after_us: i64::MAX,
-    };
+    let credentials = PrivateCa::new()?.vehicle("car-1", ca_pem.to_owned())?;
     Ok(credentials.client_config()?)
 }

@@ -26,7 +26,7 @@ pub(in crate::weather) async fn blow(scene: &Scene) -> Result<String, StormError
             let mut opened = 0;
             while !scene.is_over() {
                 let visit = async {
-                    let mut tcp = scene.secure().await?;
+                    let mut tcp = scene.secure(Receives::Usual).await?;
                     opened += 1;
                     tcp.write_all(bytes).await?;
                     let mut answer = [0; 4_096];

@@ -15,11 +15,13 @@ pub(super) mod half_handshake;
 pub(super) mod half_open;
 pub(super) mod malformed;
 pub(super) mod many_subscriptions;
+pub(super) mod memory_limit;
 pub(super) mod reconnect;
 pub(super) mod retained;
 pub(super) mod slow_readers;
 pub(super) mod trickle;
 pub(super) mod unfinished;
+mod volley;
 
 /// What every storm needs.
 mod prelude {

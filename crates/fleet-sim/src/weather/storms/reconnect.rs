@@ -119,7 +119,7 @@ async fn connect(scene: &Scene, fleet: &Fleet, number: usize) -> Result<Visitor,
         ),
         Fleet::Mtls(devices) => {
             let (connector, id) = &devices[number];
-            let tcp = scene.secure().await?;
+            let tcp = scene.secure(Receives::Usual).await?;
             let name = ServerName::try_from("localhost").map_err(|_| Turned::Tls)?;
             (Box::new(connector.connect(name, tcp).await?), id.clone())
         }

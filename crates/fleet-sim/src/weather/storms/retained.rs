@@ -1,9 +1,9 @@
 //! Retained: half a million retained messages, and clients that subscribe to all of them at once.
 
-use bytes::BytesMut;
-use mqtt::{PacketId, Publish, Version};
+use bytes::Bytes;
 
 use super::prelude::*;
+use super::volley::{Shot, volley};
 
 const MESSAGES: usize = 500_000;
 const CLIENTS: usize = 10;
@@ -58,34 +58,17 @@ pub(in crate::weather) async fn blow(scene: &Scene) -> Result<String, StormError
 async fn load(scene: &Scene, messages: usize) -> Result<(), StormError> {
     let tcp = scene.plain(Receives::Usual).await?;
     let mut loader = Visitor::arrive(tcp, "retained-loader").await?;
-    let batch = BATCH.min(loader.receive_maximum.into());
-    let mut bytes = BytesMut::new();
-    for first in (0..messages).step_by(batch) {
-        let last = (first + batch).min(messages);
-        bytes.clear();
-        for number in first..last {
-            let publish = Publish {
-                qos: QoS::AtLeastOnce,
-                retain: true,
-                packet_id: PacketId::new((number - first + 1) as u16),
-                topic: format!("weather/retained/{}/{number}", number % 1_000).into(),
-                payload: vec![b'r'; PAYLOAD].into(),
-                ..Publish::default()
-            };
-            mqtt::encode(&publish.into(), Version::V5, &mut bytes).map_err(Turned::from)?;
-        }
-        loader.spit(&bytes);
-        loader.flush().await?;
-        let mut open = last - first;
-        while open > 0 {
-            if let Packet::PubAck(answer) = loader.answer().await? {
-                if answer.reason.is_error() {
-                    return Err(StormError::Unwelcome {
-                        answer: format!("PUBACK {} for a retained message", Code(answer.reason)),
-                    });
-                }
-                open -= 1;
-            }
+    let payload = Bytes::from(vec![b'r'; PAYLOAD]);
+    for first in (0..messages).step_by(BATCH) {
+        let shots = (first..messages.min(first + BATCH)).map(|number| Shot {
+            topic: format!("weather/retained/{}/{number}", number % 1_000),
+            payload: payload.clone(),
+            retain: true,
+        });
+        if let Some(reason) = volley(&mut loader, shots).await?.reason {
+            return Err(StormError::Unwelcome {
+                answer: format!("PUBACK {} for a retained message", Code(reason)),
+            });
         }
     }
     loader.leave().await;

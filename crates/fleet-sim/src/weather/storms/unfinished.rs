@@ -13,25 +13,48 @@ const SENT: usize = 256 * 1024;
 /// Before a client that was closed comes again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-pub(in crate::weather) async fn blow(scene: &Scene) -> Result<String, StormError> {
-    let mut beginning = BytesMut::new();
+/// The first bytes of a PUBLISH that goes on for ever.
+pub(super) struct Beginning {
+    bytes: BytesMut,
+    announced: usize,
+}
+
+impl Beginning {
+    /// Says how much will come, and the topic.
+    fn announced(&self) -> &[u8] {
+        &self.bytes[..self.announced]
+    }
+
+    /// The same, and a quarter of it.
+    pub(super) fn with_a_quarter(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+pub(super) fn beginning() -> Beginning {
+    let mut bytes = BytesMut::new();
     // PUBLISH, QoS 0, and a remaining length of three bytes.
-    beginning.put_u8(0x30);
-    beginning.put_slice(&[
+    bytes.put_u8(0x30);
+    bytes.put_slice(&[
         (ANNOUNCED & 0x7f) as u8 | 0x80,
         (ANNOUNCED >> 7 & 0x7f) as u8 | 0x80,
         (ANNOUNCED >> 14) as u8,
     ]);
-    beginning.put_slice(&[0, 1, b'u', 0]);
-    let announced = beginning.len();
-    beginning.put_bytes(b'x', SENT);
+    bytes.put_slice(&[0, 1, b'u', 0]);
+    let announced = bytes.len();
+    bytes.put_bytes(b'x', SENT);
+    Beginning { bytes, announced }
+}
+
+pub(in crate::weather) async fn blow(scene: &Scene) -> Result<String, StormError> {
+    let beginning = beginning();
     scene.prepared().await;
     let count = scene.share(CLIENTS);
-    let beginning = &beginning[..];
+    let beginning = &beginning;
     let begun = crowd(count, |number| async move {
         let bytes = match number % 3 {
-            0 => &beginning[..announced],
-            _ => beginning,
+            0 => beginning.announced(),
+            _ => beginning.with_a_quarter(),
         };
         let mut begun = 0;
         while !scene.is_over() {
