@@ -174,6 +174,22 @@ pub struct SessionDetail {
     pub curtailed: bool,
 }
 
+/// Purges that wait for the store at once: a few hundred bytes each. While the disk works they wait a
+/// few milliseconds.
+pub const MAX_PURGES: usize = 256;
+
+/// Why a client is not purged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PurgeError {
+    /// [`MAX_PURGES`] wait.
+    #[error(
+        "{MAX_PURGES} purges wait for the disk; try again when it writes (see \
+         `milepost_mqtt_store_stalled`)"
+    )]
+    TooMany,
+}
+
 /// What a purge removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Purged {

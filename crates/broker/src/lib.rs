@@ -61,8 +61,8 @@ pub use admission::overload::Overload;
 pub use admission::rate::Rate;
 pub use clients::{
     ClientDetail, ClientPage, ClientQuery, ClientSummary, ConnectionDetail, ConnectionSummary,
-    MAX_CLIENTS_PER_PAGE, MAX_SUBSCRIPTIONS_SHOWN, Purged, SessionDetail, SubscriptionDetail,
-    WillDetail,
+    MAX_CLIENTS_PER_PAGE, MAX_PURGES, MAX_SUBSCRIPTIONS_SHOWN, PurgeError, Purged, SessionDetail,
+    SubscriptionDetail, WillDetail,
 };
 pub use hooks::{
     AuthStep, ConnectAttempt, Decision, EnhancedAuthentication, Hooks, Identity, Refusal, Tap,

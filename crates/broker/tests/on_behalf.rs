@@ -2,8 +2,10 @@
 
 mod common;
 
-use broker::Identity;
-use common::{Access, Client, Site, qos0, qos1, qos2, retained, start_tcp, stored, text, wait};
+use broker::{Identity, Limits, Retain};
+use common::{
+    Access, Client, Site, qos0, qos1, qos2, retained, start_tcp, start_with, stored, text, wait,
+};
 use mqtt::{QoS, ReasonCode, Version};
 
 const V5: Version = Version::V5;
@@ -113,4 +115,24 @@ fn what_was_answered_is_there_after_a_restart() {
     let setup = site.restart(setup);
     let mut keeper = setup.resume(stored(V5, "keeper"));
     assert_eq!(text(&keeper.take()), "own/a: kept");
+}
+
+#[test]
+fn nothing_is_retained_where_nothing_is() {
+    let setup = start_with(Limits {
+        retain: Retain::Unavailable,
+        ..Limits::default()
+    });
+    let mut app = Client::new(&setup, V5, "app");
+    app.subscribe("#", QoS::AtMostOnce);
+    // Below `log/` it would be tapped, and nobody says that it is durable.
+    for topic in ["log/a", "own/a"] {
+        for message in [retained(qos1(1, topic, "x")), retained(qos1(1, topic, ""))] {
+            let answer = wait(setup.handle.publish_as(&car(), &message));
+            assert_eq!(answer, Err(ReasonCode::RetainNotSupported), "{topic}");
+            assert_eq!(setup.handle.publish(&message), 0);
+        }
+    }
+    assert_eq!(setup.handle.publish(&qos0("own/a", "end")), 1);
+    assert_eq!(app.text(), "own/a: end");
 }

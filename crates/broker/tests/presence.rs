@@ -161,7 +161,10 @@ fn every_end_has_its_cause() {
                 car.is_closed_for(reason);
             }
             Purge => {
-                assert!(wait(scene.handle.purge_client("car")).is_some());
+                assert!(matches!(
+                    wait(scene.handle.purge_client("car")),
+                    Ok(Some(_))
+                ));
                 car.is_closed_for(reason);
             }
             Stop => {

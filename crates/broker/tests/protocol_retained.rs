@@ -355,3 +355,41 @@ fn retained_messages_survive_a_restart() {
     let left = late.take().properties.message_expiry_interval;
     assert!(matches!(left, Some(3500..=3599)), "{left:?}");
 }
+
+#[test]
+fn what_the_program_says_of_itself_ends_with_the_run() {
+    const UPTIME: &str = "$SYS/broker/uptime";
+    let site = Site::new();
+    let own = |setup: &Setup, topic: &str, payload: &str| {
+        let message = retained(qos0(topic, payload));
+        setup.handle.publish(&message)
+    };
+    let figures = |setup: &Setup| kept(setup, V5, "$SYS/#");
+    let setup = site.open();
+    for n in 1..=3 {
+        own(&setup, UPTIME, &n.to_string());
+    }
+    own(&setup, "own/a", "kept");
+    assert_eq!(figures(&setup), [format!("{UPTIME}: 3")].into());
+
+    let setup = site.restart(setup);
+    let found = setup.handle.recovery();
+    assert_eq!((found.retained, found.messages), (1, 1));
+    assert!(figures(&setup).is_empty());
+    // What an earlier version left there is what it was, until it is replaced.
+    let mut earlier = setup.client(V5, "earlier");
+    for (id, topic) in [(1, UPTIME), (2, "$SYS/broker/gone")] {
+        earlier.publish(retained(qos1(id, topic, "old")));
+    }
+    earlier.leave();
+    let setup = site.restart(setup);
+    assert_eq!(setup.handle.recovery().retained, 3);
+    own(&setup, UPTIME, "1");
+    own(&setup, "$SYS/broker/gone", "");
+    assert_eq!(figures(&setup), [format!("{UPTIME}: 1")].into());
+    let setup = site.restart(setup);
+    let found = setup.handle.recovery();
+    assert_eq!((found.retained, found.messages), (1, 1));
+    assert_eq!(kept(&setup, V5, "#"), ["own/a: kept".to_owned()].into());
+    assert!(figures(&setup).is_empty());
+}

@@ -6,11 +6,14 @@ mod common;
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use authority::Authority;
-use broker::{ClientCertificate, Limits, ShutdownOutcome, Tls, TlsSettings, Transport, WebSocket};
+use broker::{
+    ClientCertificate, Limits, Rate, ShutdownOutcome, Tls, TlsSettings, Transport, WebSocket,
+};
 use common::{Client, Setup, dial, qos0, qos1, start, until, wait};
 use futures::{SinkExt, StreamExt};
 use mqtt::{Connect, Disconnect, QoS, ReasonCode, Version};
@@ -286,6 +289,53 @@ fn frames_that_break_the_protocol_end_the_connection_with_their_code() {
             setup.handle.stats().disconnects == [(ReasonCode::UnspecifiedError, n)]
         });
     }
+}
+
+#[test]
+fn who_breaks_the_protocol_and_goes_on_talking_is_told_all_the_same() {
+    let limits = Limits {
+        close_timeout: Duration::from_secs(60),
+        ..Limits::default()
+    };
+    let setup = start(Transport::WebSocket(websocket()), limits);
+    let mut car = client(&setup, V5, "car");
+    // Text, and more of it than is read at once.
+    let talk = frame(0x81, &vec![b'x'; 1 << 20]);
+    car.stream.stream.write_all(&talk).expect("all is taken");
+    assert_eq!(car.stream.closed_with(), Some(1003));
+    // In order, and not by a reset, which throws away what was said.
+    let mut rest = Vec::new();
+    let end = car.stream.stream.read_to_end(&mut rest);
+    assert_eq!(end.expect("no reset"), 0, "{rest:?}");
+    drop(car);
+    until("it is gone", || {
+        setup.handle.stats().pending_connections == 0
+    });
+}
+
+#[test]
+fn frames_without_mqtt_count_for_the_rates() {
+    let limits = Limits {
+        client_bytes_in: NonZeroU32::new(20_000).map(|rate| Rate::new(rate, 10_000)),
+        ..Limits::default()
+    };
+    let setup = start(Transport::WebSocket(websocket()), limits);
+    let mut car = client(&setup, V5, "car");
+    let waits = || {
+        let throttled = setup.handle.stats().throttled();
+        let count = throttled
+            .iter()
+            .find(|(name, _)| *name == "client_bytes_in");
+        count.map(|(_, count)| *count)
+    };
+    assert_eq!(waits(), Some(0));
+    for empty in [frame(BINARY, b""), frame(PONG, b"")] {
+        let before = waits();
+        let flood = empty.repeat(3_000);
+        car.stream.stream.write_all(&flood).expect("taken");
+        until("it waits", || waits() > before);
+    }
+    car.ping();
 }
 
 #[test]

@@ -2,8 +2,9 @@
 //! wherever the meaning is the same, so that dashboards made for it work.
 //!
 //! Every interval all topics are published, retained, with an expiry of three intervals: figures of a
-//! server that has stopped publishing them do not stay as if they were true. Devices may not subscribe to
-//! them; who has access to everything may.
+//! server that has stopped publishing them do not stay as if they were true. The broker keeps them in
+//! memory alone: a server that has nothing to do writes nothing. Devices may not subscribe to them; who
+//! has access to everything may.
 
 use std::time::{Duration, Instant};
 
@@ -28,8 +29,7 @@ pub async fn publish(
             _ = clock.tick() => {} // cancel-safe: a tick is taken or stays
         }
         let stats = broker.stats();
-        // What is retained is stored; a store that cannot write is not given more to do.
-        let retain = retained == broker::Retain::Available && stats.store.stalled == 0;
+        let retain = retained == broker::Retain::Available;
         let topics = figures.topics(&stats, Instant::now());
         for (name, value) in topics {
             let mut message = Publish {

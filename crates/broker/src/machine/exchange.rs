@@ -27,12 +27,12 @@ use super::sequence::Sequence;
 use super::share::Group;
 use super::slots::SessionId;
 use super::store::Store;
-use super::subscriber::Subscriber;
+use super::subscriber::{Subscriber, TRANSIENT};
 use super::{Moment, delivery::Delivery};
 use crate::admission::Admission;
 use crate::admission::bans::Ban;
 use crate::hooks::Hooks;
-use crate::limits::Limits;
+use crate::limits::{Limits, Retain};
 use crate::stats::{Counters, Stats};
 
 /// The middle of the broker.
@@ -134,8 +134,38 @@ pub(crate) struct Published {
 /// A retained message.
 #[derive(Debug, Clone)]
 pub(crate) struct Kept {
+    /// [`TRANSIENT`] if it is not stored.
     pub(crate) record: RecordId,
     pub(crate) message: Arc<Message>,
+}
+
+/// How long a retained message lasts, if nothing replaces it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lasting {
+    /// It is in the store.
+    OverRestarts,
+    /// In memory alone.
+    ThisRun,
+}
+
+impl Lasting {
+    /// Of what the program itself publishes: figures below `$SYS/` say something of this run, and come
+    /// anew so often that an idle broker would write nothing else.
+    fn of_own(topic: &str) -> Lasting {
+        match topic.starts_with("$SYS/") {
+            true => Lasting::ThisRun,
+            false => Lasting::OverRestarts,
+        }
+    }
+}
+
+impl Kept {
+    /// Takes its record out of the store.
+    fn forget(&self, batch: &mut Batch) {
+        if self.record != TRANSIENT {
+            batch.delete(self.record);
+        }
+    }
 }
 
 impl Exchange {
@@ -324,6 +354,12 @@ impl Exchange {
         is_deep.then_some(ReasonCode::TopicNameInvalid)
     }
 
+    /// The reason to refuse a message that is to be retained where none are. Connections look themselves.
+    pub(crate) fn refuses_retain(&self, message: &Publish) -> Option<ReasonCode> {
+        let refused = message.retain && self.limits.retain == Retain::Unavailable;
+        refused.then_some(ReasonCode::RetainNotSupported)
+    }
+
     /// See [`BrokerHandle::set_bans`](crate::BrokerHandle::set_bans).
     pub(crate) fn set_bans(&self, bans: Vec<Ban>, now: Moment) {
         // In force before the shards look who it is about: whoever joins later is refused.
@@ -335,11 +371,32 @@ impl Exchange {
     }
 
     /// See [`BrokerHandle::publish`](crate::BrokerHandle::publish).
+    pub(crate) fn publish_own(
+        &self,
+        message: &Publish,
+        now: Moment,
+    ) -> Result<Published, ReasonCode> {
+        self.publish_lasting(message, Lasting::of_own(&message.topic), now)
+    }
+
+    /// See [`BrokerHandle::publish_as`](crate::BrokerHandle::publish_as).
     pub(crate) fn publish_from_outside(
         &self,
         message: &Publish,
         now: Moment,
     ) -> Result<Published, ReasonCode> {
+        self.publish_lasting(message, Lasting::OverRestarts, now)
+    }
+
+    fn publish_lasting(
+        &self,
+        message: &Publish,
+        lasting: Lasting,
+        now: Moment,
+    ) -> Result<Published, ReasonCode> {
+        if let Some(reason) = self.refuses_retain(message) {
+            return Err(reason);
+        }
         let mut message = message.clone();
         message.dup = false;
         message.packet_id = None;
@@ -350,14 +407,16 @@ impl Exchange {
         let mut retained = message.retain.then(|| self.retained_mut());
         let kept = match &mut retained {
             None => None,
-            Some(retained) => match retained.set(self, &message, now, &mut batch, &mut held) {
-                Ok(kept) => kept,
-                Err(error) => {
-                    self.outside_counters().dropped_store_full.one();
-                    tracing::warn!(event = "publish.not_retained", topic = %message.topic, %error);
-                    return Err(ReasonCode::QuotaExceeded);
+            Some(retained) => {
+                match retained.set(self, &message, lasting, now, &mut batch, &mut held) {
+                    Ok(kept) => kept,
+                    Err(error) => {
+                        self.outside_counters().dropped_store_full.one();
+                        tracing::warn!(event = "publish.not_retained", topic = %message.topic, %error);
+                        return Err(ReasonCode::QuotaExceeded);
+                    }
                 }
-            },
+            }
         };
         let mut posts = Vec::new();
         let routed = Fanout::default().route(
@@ -379,7 +438,9 @@ impl Exchange {
         }
         let position = match batch.is_empty() {
             // Clear already, perhaps by what is on its way: see `Shard::wait_for_all`.
-            true if message.retain => Some(self.store.submit(Batch::default())),
+            true if message.retain && lasting == Lasting::OverRestarts => {
+                Some(self.store.submit(Batch::default()))
+            }
             true => None,
             false => Some(self.submit(&mut batch)),
         };
@@ -585,6 +646,7 @@ impl RetainedMessages {
         &mut self,
         exchange: &Exchange,
         publish: &Publish,
+        lasting: Lasting,
         now: Moment,
         batch: &mut Batch,
         held: &mut Vec<Arc<Message>>,
@@ -610,32 +672,34 @@ impl RetainedMessages {
         if self.bytes - before.unwrap_or(0) + size > limits.max_retained_bytes {
             return Err(RetainError::Bytes(limits.max_retained_bytes));
         }
-        if exchange.store.condition() == Condition::Stalled {
-            return Err(RetainError::Stalled);
-        }
+        let record = match lasting {
+            Lasting::ThisRun => TRANSIENT,
+            Lasting::OverRestarts if exchange.store.condition() == Condition::Stalled => {
+                return Err(RetainError::Stalled);
+            }
+            Lasting::OverRestarts => exchange.next_record(),
+        };
         let mut owned = publish.clone();
         owned.payload = Bytes::copy_from_slice(&publish.payload);
-        let message = Message::new(
-            exchange.next_record(),
-            &owned,
-            now.tick as i64,
-            &exchange.trash,
-        )
-        .map_err(|_| RetainError::Unsayable)?;
-        message.put(now.wall_us, batch);
-        held.push(Arc::clone(&message));
-        let kept = Kept {
-            record: exchange.next_record(),
+        let message = Message::new(record, &owned, now.tick as i64, &exchange.trash)
+            .map_err(|_| RetainError::Unsayable)?;
+        let mut kept = Kept {
+            record: TRANSIENT,
             message: Arc::clone(&message),
         };
-        let record = RetainedRecord {
-            message: message.record(),
-        };
-        batch.put_with(kept.record, |out| record.write(out));
+        if lasting == Lasting::OverRestarts {
+            message.put(now.wall_us, batch);
+            held.push(Arc::clone(&message));
+            kept.record = exchange.next_record();
+            let record = RetainedRecord {
+                message: message.record(),
+            };
+            batch.put_with(kept.record, |out| record.write(out));
+        }
         self.bytes += message.len();
         if let Some(old) = self.topics.set(&publish.topic, kept) {
             self.bytes -= old.message.len();
-            batch.delete(old.record);
+            old.forget(batch);
             held.push(old.message);
         }
         Ok(Some(message))
@@ -656,7 +720,7 @@ impl RetainedMessages {
             .sweep(place, SWEPT, |kept| kept.message.is_expired(now));
         for kept in expired {
             self.bytes -= kept.message.len();
-            batch.delete(kept.record);
+            kept.forget(batch);
         }
     }
 
@@ -664,7 +728,7 @@ impl RetainedMessages {
     pub(crate) fn clear(&mut self, topic: &str, batch: &mut Batch) {
         if let Some(old) = self.topics.remove(topic) {
             self.bytes -= old.message.len();
-            batch.delete(old.record);
+            old.forget(batch);
         }
     }
 }

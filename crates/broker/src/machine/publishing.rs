@@ -15,7 +15,7 @@ use mqtt::{
 
 use super::Receipt;
 use super::connection::{LastWord, ProblemInformation};
-use super::exchange::RetainError;
+use super::exchange::{Lasting, RetainError};
 use super::fanout::{Publisher, Routed};
 use super::format;
 use super::owed::Listener;
@@ -249,6 +249,7 @@ impl Shard {
         let kept = retained.set(
             &exchange,
             publish,
+            Lasting::OverRestarts,
             self.now,
             &mut self.storing.batch,
             &mut self.storing.held,

@@ -423,7 +423,7 @@ impl Session {
                 delivery.recorded = Recorded::Otherwise;
                 delivery.put(self.owner(), Stage::Sent(packet_id), cx.batch);
                 // Exactly once: should we forget that we sent it, it would be sent as another one.
-                if delivery.qos == QoS::ExactlyOnce {
+                if delivery.qos == QoS::ExactlyOnce && delivery.is_stored() {
                     gate = cx.number;
                 }
             } else if delivery.share.is_none() {
@@ -449,12 +449,18 @@ impl Session {
         }
     }
 
-    /// Sends again what was under way when the last connection broke [MQTT-4.4.0-1].
+    /// Sends again what was under way when the last connection broke [MQTT-4.4.0-1], as far as there is
+    /// memory: after a restart all clients come back at once, and each frame is encoded anew.
     fn take_up_again(&mut self, outbox: &mut Outbox, cx: &mut Context<'_>) {
+        let room = cx.exchange.admission.queue_memory.room();
         while self.flights.has_room(self.receive_maximum) {
             let Some(flight) = self.flights.next_owed() else {
                 return;
             };
+            if !room.sends_on(outbox.ready_bytes()) {
+                outbox.withheld = Withheld::Yes;
+                return;
+            }
             let packet_id = flight.packet_id;
             let qos = flight.delivery.qos;
             let mut delivery = std::mem::replace(&mut flight.delivery, Delivery::empty());

@@ -142,6 +142,14 @@ impl Storing {
         }
     }
 
+    /// The batch at hand was submitted: what is deferred waits for it, and the next one begins.
+    fn begin_next(&mut self, position: Position) {
+        let deferred = std::mem::take(&mut self.deferred);
+        self.submitted
+            .push_back((position, self.number(), deferred));
+        self.number += 1;
+    }
+
     /// The batch of the inputs at hand.
     pub(super) fn number(&self) -> BatchNumber {
         BatchNumber(self.number + 1)
@@ -327,6 +335,14 @@ impl Shard {
     /// The transport is gone.
     pub(crate) fn lost(&mut self, id: ConnectionId, detail: String) {
         self.step(id, |connection, _, _, out| connection.lost(detail, out));
+    }
+
+    /// The client broke the protocol that carries its packets, and can still be told.
+    pub(crate) fn violated(&mut self, id: ConnectionId, detail: String) {
+        self.lost(id, detail);
+        if let Some(tenant) = self.tenants.get(id) {
+            tenant.farewell = Farewell::Linger;
+        }
     }
 
     /// Appends what the connection has to send, up to about `limit` bytes.
@@ -709,12 +725,7 @@ impl Shard {
         }
         let position = self.exchange.submit(&mut self.storing.batch);
         self.storing.held.clear();
-        let number = self.storing.number();
-        self.storing.number += 1;
-        let deferred = std::mem::take(&mut self.storing.deferred);
-        self.storing
-            .submitted
-            .push_back((position, number, deferred));
+        self.storing.begin_next(position);
     }
 
     /// Between things that need not be in one batch. All sessions of a shard, each with its will, may be
@@ -728,12 +739,7 @@ impl Shard {
     /// What is deferred from here on waits for all that was submitted so far, by any shard.
     pub(super) fn wait_for_all(&mut self) {
         let position = self.exchange.store.submit(Batch::default());
-        let number = self.storing.number();
-        self.storing.number += 1;
-        let deferred = std::mem::take(&mut self.storing.deferred);
-        self.storing
-            .submitted
-            .push_back((position, number, deferred));
+        self.storing.begin_next(position);
     }
 
     /// Files what waits and brought nothing to be stored itself: what was submitted before is enough.

@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::task::Waker;
 
 use journal::{Batch, Condition, Position};
-use mqtt::{Connect, Packet, QoS, ReasonCode, Subscribe, SubscribeProperties, Version};
-use mqtt::{Subscription, TopicFilter, Unsubscribe, UnsubscribeProperties};
+use mqtt::{
+    Connect, Packet, PubComp, PubRec, Publish, QoS, ReasonCode, Subscribe, SubscribeProperties,
+    Subscription, TopicFilter, Unsubscribe, UnsubscribeProperties, Version,
+};
 
 use super::inspecting::{Inquiry, Listing, Part, Reply, STRETCH, SUMMARISED};
 use super::mailbox::Mail;
@@ -318,4 +320,104 @@ fn a_message_at_qos_0_counts_for_both_ends() {
     let detail = answer.lock().unwrap().take().flatten().expect("it is here");
     let traffic = detail.connection.expect("connected").traffic;
     assert_eq!((traffic.messages_in, traffic.messages_out), (1, 1));
+}
+
+#[test]
+fn a_topic_that_is_clear_already_is_cleared_once_the_store_knows() {
+    let (world, store) = slow_world();
+    let publish = |payload: &str| {
+        let message = Publish {
+            retain: true,
+            ..qos1(1, "a", payload)
+        };
+        let published = world.exchange.publish_from_outside(&message, world.now);
+        published.expect("it is taken").position
+    };
+    publish("x");
+    let (first, second) = (publish(""), publish(""));
+    assert!(first > Some(store.durable()), "it is on its way");
+    assert!(
+        second >= first,
+        "{second:?}: no sooner than what cleared it"
+    );
+}
+
+#[test]
+fn figures_of_this_run_are_sent_without_the_store() {
+    let (mut world, store) = slow_world();
+    let car = world.connect(0, lasting("car"));
+    world.stored(&store);
+    world.look(car);
+    let before = store.submitted.load(Ordering::Relaxed);
+    for n in 1..=2 {
+        let mut figure = qos1(1, "$SYS/broker/uptime", &n.to_string());
+        (figure.qos, figure.retain) = (QoS::ExactlyOnce, true);
+        let published = world.exchange.publish_own(&figure, world.now);
+        assert_eq!(published.expect("it is taken").position, None);
+    }
+    let after = store.submitted.load(Ordering::Relaxed);
+    assert_eq!(after, before, "nothing was written");
+    let filter = TopicFilter::parse("$SYS/#").expect("a valid filter");
+    world.send(
+        car,
+        Subscribe {
+            packet_id: packet_id(1),
+            subscriptions: vec![Subscription::new(filter, QoS::ExactlyOnce)],
+            properties: SubscribeProperties::default(),
+        },
+    );
+    world.stored(&store);
+    let packets = world.look(car).packets;
+    let [Packet::SubAck(_), Packet::Publish(found)] = &packets[..] else {
+        panic!("{packets:?}");
+    };
+    assert_eq!((&found.payload[..], found.retain), (&b"2"[..], true));
+    let id = found.packet_id.expect("QoS 2");
+    world.send(car, PubRec::success(id));
+    world.stored(&store);
+    assert!(matches!(&world.look(car).packets[..], [Packet::PubRel(_)]));
+    world.send(car, PubComp::success(id));
+    assert_eq!(world.look(car).packets, []);
+}
+
+#[test]
+fn who_comes_back_while_memory_is_short_gets_what_is_owed_bit_by_bit() {
+    let mut world = World::with(Limits {
+        max_queue_memory: 300_000,
+        max_queued_bytes: 200_000,
+        max_packet_size: 100_000,
+        ..Limits::default()
+    });
+    let used = |world: &mut World| {
+        // What a shard keeps to itself is booked every second.
+        world.wait(1);
+        world.exchange.stats().queue_memory_bytes
+    };
+    let payload = "x".repeat(10_000);
+    let app = world.client(2, V5, "app");
+    let car = world.connect(0, lasting("car"));
+    world.connack(car);
+    world.subscribe(car, "a", QoS::AtLeastOnce);
+    for id in 1..=15 {
+        world.send(app, qos1(id, "a", &payload));
+    }
+    assert_eq!(world.messages(car).len(), 15);
+    // The tunnel. Meanwhile others do not read.
+    world.shards[car.shard()].release(car);
+    for name in ["slow", "slower", "slowest"] {
+        world.subscriber(1, V5, name, "b", QoS::AtMostOnce);
+    }
+    for _ in 0..19 {
+        world.send(app, qos0("b", &payload));
+    }
+    assert!(world.exchange.stats().dropped_memory > 0, "it is short");
+    let before = used(&mut world);
+    let car = world.connect(0, lasting("car"));
+    let more = used(&mut world) - before;
+    assert!((1..80_000).contains(&more), "{more} bytes at once");
+    // Nothing is acknowledged: what it reads makes room for the rest.
+    let packets = world.look(car).packets;
+    let again = |p: &Packet| matches!(p, Packet::Publish(p) if p.dup);
+    let again = packets.iter().filter(|packet| again(packet)).count();
+    assert_eq!(again, 15);
 }

@@ -456,12 +456,16 @@ impl Shard {
             ..Delivery::empty()
         };
         let size = message.len();
+        // What lasts for this run only is not delivered after the next start.
+        let stored = message.is_stored();
         delivery.message = Some(message);
         if subscriber.session != TRANSIENT && qos > QoS::AtMostOnce {
             let gauge = self.exchange.gauge(to);
             gauge.add(size);
             delivery.count_in(gauge, size);
-            delivery.record = self.exchange.next_record();
+            if stored {
+                delivery.record = self.exchange.next_record();
+            }
         }
         self.offer(Post {
             to,

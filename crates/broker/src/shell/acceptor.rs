@@ -186,26 +186,12 @@ pub(crate) fn bind(config: ListenerConfig, workers: usize) -> Result<Listener, S
         prepare(&socket)?;
         Ok((socket.local_addr()?, socket))
     });
-    match prepared {
-        Ok((addr, socket)) => {
-            let protocol = transport.protocol();
-            tracing::info!(event = "listener.bound", listener = %name, protocol, %addr);
-            Ok(Listener {
-                socket,
-                door: Arc::new(door),
-                bound: Bound {
-                    name,
-                    protocol,
-                    addr,
-                },
-            })
-        }
-        Err(source) => Err(StartError::Bind {
-            name,
-            addr: bind,
-            source,
-        }),
-    }
+    let (bound, socket) = Bound::of(name, transport.protocol(), bind, prepared)?;
+    Ok(Listener {
+        socket,
+        door: Arc::new(door),
+        bound,
+    })
 }
 
 fn listen(addr: SocketAddr) -> io::Result<TcpListener> {

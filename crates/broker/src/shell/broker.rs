@@ -22,6 +22,7 @@ use super::worker::{self, Ways};
 use crate::admission::bans::{Ban, BanTarget};
 use crate::admission::hold_off::HeldOff;
 use crate::admission::overload::Overload;
+use crate::clients::MAX_PURGES;
 use crate::hooks::Hooks;
 use crate::limits::Limits;
 use crate::machine::exchange::Exchange;
@@ -94,6 +95,33 @@ pub struct Bound {
     pub protocol: &'static str,
     /// The address with the real port.
     pub addr: SocketAddr,
+}
+
+impl Bound {
+    /// What became of a listener that was to open at `bind`, with its socket.
+    pub(super) fn of<S>(
+        name: Arc<str>,
+        protocol: &'static str,
+        bind: Bind,
+        opened: io::Result<(SocketAddr, S)>,
+    ) -> Result<(Bound, S), StartError> {
+        match opened {
+            Ok((addr, socket)) => {
+                tracing::info!(event = "listener.bound", listener = %name, protocol, %addr);
+                let bound = Bound {
+                    name,
+                    protocol,
+                    addr,
+                };
+                Ok((bound, socket))
+            }
+            Err(source) => Err(StartError::Bind {
+                name,
+                addr: bind,
+                source,
+            }),
+        }
+    }
 }
 
 /// Why a broker did not start. Nothing keeps running after one of these.
@@ -231,6 +259,7 @@ impl Broker {
             accepting: accepting.clone(),
             stopped,
             inquiries: Semaphore::new(operator::INQUIRIES),
+            purges: Arc::new(Semaphore::new(MAX_PURGES)),
             threads: Mutex::default(),
         };
         let mut inboxes = Vec::with_capacity(workers);
@@ -386,6 +415,8 @@ pub(super) struct Running {
     pub(super) stopped: watch::Receiver<()>,
     /// Turns of operators who ask for pages.
     pub(super) inquiries: Semaphore,
+    /// Places of purges that wait for the store.
+    pub(super) purges: Arc<Semaphore>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -499,12 +530,14 @@ impl BrokerHandle {
     }
 
     /// Publishes on behalf of the program itself: to all subscribers, past access checks and tap, and
-    /// into the retained messages if RETAIN is set. Packet id and topic alias are ignored. Returns the
-    /// number of receivers; QoS 0 may still be dropped at a full queue.
+    /// into the retained messages if RETAIN is set; those below `$SYS/` stay in memory and end with this
+    /// run. Packet id and topic alias are ignored. Returns the number of receivers; QoS 0 may still be
+    /// dropped at a full queue. Nobody gets what is to be retained and cannot be: there is no room
+    /// (`publish.not_retained` in the log), or [`Limits::retain`] rules it out.
     pub fn publish(&self, message: &Publish) -> usize {
         self.inner
             .exchange
-            .publish_from_outside(message, self.inner.clock.now())
+            .publish_own(message, self.inner.clock.now())
             .map_or(0, |published| published.receivers)
     }
 

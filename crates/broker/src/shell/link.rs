@@ -24,6 +24,7 @@ use tokio::io::AsyncReadExt;
 use tokio::time::Sleep;
 
 use super::acceptor::Place;
+use super::discard;
 use super::leftover::Leftover;
 use super::partial::{Fits, Partial};
 use super::socket::Movable;
@@ -36,6 +37,7 @@ use crate::machine::exchange::Exchange;
 use crate::machine::shard::Shard;
 use crate::machine::slots::ConnectionId;
 use crate::machine::tenants::{Departure, Farewell, Origin, Rest};
+use crate::websocket::frame::Violation;
 
 /// Bytes read in one turn; more would make others on this worker wait. 300 messages of 200 bytes.
 const BYTES_PER_TURN: usize = 64 * 1024;
@@ -292,7 +294,10 @@ where
                 return Poll::Pending;
             }
             ready!(self.pause(cx));
-            taken += ready!(self.receive(cx))?;
+            match ready!(self.receive(cx)) {
+                Ok(count) => taken += count,
+                Err(error) => self.failed(error)?,
+            }
         }
     }
 
@@ -365,7 +370,7 @@ where
         Ok(Poll::Ready(()))
     }
 
-    /// Reads once and hands in all packets that are complete. Returns the bytes read.
+    /// Reads once and hands in all packets that are complete. Returns the bytes read, frames included.
     fn receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let worker = Rc::clone(&self.worker);
         let tick = worker.shard.borrow().now().tick;
@@ -386,14 +391,14 @@ where
             };
             let mut room = partial.limit(most);
             let read = pin!(transport.read_buf(&mut room)).poll(cx);
-            let count = ready!(read)?;
+            let (count, all) = ready!(self.came(read))?;
             self.received(&worker, count)?;
             self.charge(Came {
                 messages: 0,
-                bytes: count as u64,
+                bytes: all as u64,
             });
             self.decode_partial();
-            return Poll::Ready(Ok(count));
+            return Poll::Ready(Ok(all));
         }
         let mut scratch = worker.scratch.borrow_mut();
         let buffer = &mut scratch.read;
@@ -403,7 +408,7 @@ where
         let mut transport = self.transport()?;
         let mut room = (&mut *buffer).limit(most);
         let read = pin!(transport.read_buf(&mut room)).poll(cx);
-        let count = ready!(read)?;
+        let (count, all) = ready!(self.came(read))?;
         self.received(&worker, count)?;
         let messages = decode(&worker, self.id, &mut self.decoder, buffer);
         let mut fits = Fits::Yes;
@@ -415,12 +420,40 @@ where
         drop(scratch);
         self.charge(Came {
             messages,
-            bytes: count as u64,
+            bytes: all as u64,
         });
         if fits == Fits::No {
             self.out_of_memory();
         }
-        Poll::Ready(Ok(count))
+        Poll::Ready(Ok(all))
+    }
+
+    /// What a read brought: bytes of MQTT, and all bytes with the frames around them. Frames without MQTT
+    /// bring nothing and are charged here.
+    fn came(&mut self, read: Poll<io::Result<usize>>) -> Poll<io::Result<(usize, usize)>> {
+        let overhead = self.transport.as_mut().map_or(0, S::take_overhead);
+        if read.is_pending() && overhead > 0 {
+            let now = self.worker.clock.now();
+            self.worker.shard.borrow_mut().set_time(now);
+            self.charge(Came {
+                messages: 0,
+                bytes: overhead as u64,
+            });
+        }
+        read.map_ok(|count| (count, count + overhead))
+    }
+
+    /// The client broke the protocol of the transport, which is still there to tell it so: the connection
+    /// ends in order. After any other failure there is nobody to tell.
+    fn failed(&mut self, error: io::Error) -> io::Result<()> {
+        if !error.get_ref().is_some_and(|inner| inner.is::<Violation>()) {
+            return Err(error);
+        }
+        let mut shard = self.worker.shard.borrow_mut();
+        shard.set_time(self.worker.clock.now());
+        shard.violated(self.id, error.to_string());
+        shard.settle();
+        Ok(())
     }
 
     /// There is no memory for what was received: the connection ends.
@@ -527,22 +560,15 @@ where
         Some(Duration::from_millis(wait))
     }
 
-    /// Reads and forgets, until the other side closes.
+    /// Reads and forgets a turn's worth, until the other side closes.
     fn discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let worker = Rc::clone(&self.worker);
         let mut scratch = worker.scratch.borrow_mut();
         let buffer = &mut scratch.read;
-        loop {
-            if buffer.capacity() < MIN_READ {
-                buffer.reserve(READ_BUFFER);
-            }
-            let mut transport = self.transport()?;
-            let count = ready!(pin!(transport.read_buf(buffer)).poll(cx))?;
-            buffer.clear();
-            if count == 0 {
-                return Poll::Ready(Ok(()));
-            }
+        if buffer.capacity() < MIN_READ {
+            buffer.reserve(READ_BUFFER);
         }
+        discard::poll(self.transport()?, buffer, BYTES_PER_TURN, cx)
     }
 
     /// Waits for the transport, but not for ever.

@@ -13,6 +13,7 @@
 pub(crate) mod acceptor;
 pub(crate) mod broker;
 pub(crate) mod clock;
+mod discard;
 pub(crate) mod door;
 pub(crate) mod entrance;
 pub(crate) mod handshake;

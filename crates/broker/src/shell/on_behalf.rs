@@ -25,8 +25,8 @@ impl BrokerHandle {
     ///
     /// # Errors
     /// The reason code that PUBACK would bring: [`TopicNameInvalid`](ReasonCode::TopicNameInvalid),
-    /// [`NotAuthorized`](ReasonCode::NotAuthorized), [`QuotaExceeded`](ReasonCode::QuotaExceeded), or
-    /// what the tap says. That nobody subscribes is no error.
+    /// [`NotAuthorized`](ReasonCode::NotAuthorized), [`QuotaExceeded`](ReasonCode::QuotaExceeded),
+    /// [`RetainNotSupported`](ReasonCode::RetainNotSupported), or what the tap says. That nobody subscribes is no error.
     pub async fn publish_as(&self, who: &Identity, message: &Publish) -> Result<(), ReasonCode> {
         let exchange = &self.inner.exchange;
         let counters = exchange.outside_counters();
@@ -51,6 +51,9 @@ impl BrokerHandle {
             tokio::time::sleep(STORE_PAUSE).await;
         }
         if let Some(reason) = exchange.too_deep(&message.topic) {
+            return Err(reason);
+        }
+        if let Some(reason) = exchange.refuses_retain(message) {
             return Err(reason);
         }
         if exchange.hooks.may_publish(who, &message.topic) == Decision::Deny {

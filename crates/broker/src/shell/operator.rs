@@ -5,7 +5,8 @@
 //! without clients.
 //!
 //! Bound: [`INQUIRIES`] questions at once, others wait for their turn; so what is on its way is at most
-//! that many pages from each worker.
+//! that many pages from each worker. Purges have a bound of their own ([`MAX_PURGES`]): they wait for the
+//! disk, and just while that is stalled an operator wants to see who is there.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -13,10 +14,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use mqtt::ReasonCode;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use super::broker::BrokerHandle;
-use crate::clients::{ClientDetail, ClientPage, ClientQuery, MAX_CLIENTS_PER_PAGE, Purged};
+use crate::clients::{
+    ClientDetail, ClientPage, ClientQuery, MAX_CLIENTS_PER_PAGE, PurgeError, Purged,
+};
 use crate::machine::exchange::Exchange;
 use crate::machine::inspecting::{Inquiry, Listing, Part, Reply};
 use crate::machine::mailbox::Mail;
@@ -39,7 +42,7 @@ impl BrokerHandle {
         let exchange = &self.inner.exchange;
         let mut answers = Vec::with_capacity(exchange.shards());
         for shard in 0..exchange.shards() {
-            let (reply, answer) = reply();
+            let (reply, answer) = reply(None);
             let listing = Listing::new(Arc::clone(&query), reply);
             let mail = Mail::Inquiry(Inquiry::List(listing));
             exchange.mailbox(shard).post(mail);
@@ -69,9 +72,18 @@ impl BrokerHandle {
     /// subscriptions; its will is published. Answers once that is in the store: a crash does not bring
     /// it back. `None` if there is no such client.
     ///
-    /// Nothing keeps the client from coming back and beginning anew.
-    pub async fn purge_client(&self, client_id: &str) -> Option<Purged> {
-        self.ask(client_id, Inquiry::Purge).await.flatten()
+    /// Nothing keeps the client from coming back and beginning anew. Who stops waiting for the answer
+    /// stops nothing.
+    ///
+    /// # Errors
+    /// [`PurgeError`], if so many wait for the store already; then nothing was done.
+    pub async fn purge_client(&self, client_id: &str) -> Result<Option<Purged>, PurgeError> {
+        // It goes with the purge, whoever still waits for the answer.
+        let place = Arc::clone(&self.inner.purges)
+            .try_acquire_owned()
+            .map_err(|_| PurgeError::TooMany)?;
+        let answer = self.post(client_id, Some(place), Inquiry::Purge);
+        Ok(self.answer(answer).await.flatten())
     }
 
     /// Follows clients live, from now on and until the [`Trace`] is dropped: those connected as well as
@@ -104,12 +116,23 @@ impl BrokerHandle {
         ask: impl FnOnce(Arc<str>, Reply<T>) -> Inquiry,
     ) -> Option<T> {
         let _turn = self.inner.inquiries.acquire().await;
+        let answer = self.post(client_id, None, ask);
+        self.answer(answer).await
+    }
+
+    /// Posts a question about a client; `place` is given back once it is answered or can no longer be.
+    fn post<T: Send + 'static>(
+        &self,
+        client_id: &str,
+        place: Option<OwnedSemaphorePermit>,
+        ask: impl FnOnce(Arc<str>, Reply<T>) -> Inquiry,
+    ) -> oneshot::Receiver<T> {
         let exchange = &self.inner.exchange;
-        let (reply, answer) = reply();
+        let (reply, answer) = reply(place);
         let home = exchange.home(client_id);
         let mail = Mail::Inquiry(ask(client_id.into(), reply));
         exchange.mailbox(home).post(mail);
-        self.answer(answer).await
+        answer
     }
 
     /// Waits for an answer; `None` if the broker stopped before it came.
@@ -124,9 +147,12 @@ impl BrokerHandle {
     }
 }
 
-fn reply<T: Send + 'static>() -> (Reply<T>, oneshot::Receiver<T>) {
+fn reply<T: Send + 'static>(
+    place: Option<OwnedSemaphorePermit>,
+) -> (Reply<T>, oneshot::Receiver<T>) {
     let (sender, receiver) = oneshot::channel();
     let reply = Reply::new(move |answer| {
+        drop(place);
         // Whoever asked may have stopped waiting.
         let _ = sender.send(answer);
     });
@@ -195,8 +221,40 @@ impl Drop for Trace {
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Waker};
+
     use super::*;
-    use crate::clients::ClientSummary;
+    use crate::clients::{ClientSummary, MAX_PURGES};
+    use crate::hooks::{ConnectAttempt, Decision, Hooks, Identity, Refusal, Tap};
+    use crate::shell::broker::{Broker, BrokerConfig};
+    use crate::transport::{ListenerConfig, Transport};
+
+    /// No client comes.
+    struct Nobody;
+
+    impl Hooks for Nobody {
+        fn authenticate(&self, _: &ConnectAttempt<'_>) -> Result<Identity, Refusal> {
+            Err(Refusal::new(ReasonCode::NotAuthorized, "nobody comes"))
+        }
+
+        fn may_publish(&self, _: &Identity, _: &str) -> Decision {
+            Decision::Deny
+        }
+
+        fn may_subscribe(&self, _: &Identity, _: &str) -> Decision {
+            Decision::Deny
+        }
+
+        fn tap(
+            &self,
+            _: &Identity,
+            _: &mqtt::Publish,
+            _: i64,
+            _: crate::acknowledge::Acknowledge,
+        ) -> Tap {
+            Tap::NotWanted
+        }
+    }
 
     fn part(names: &[&str], covers: Option<&str>) -> Part {
         let item = |name: &&str| ClientSummary {
@@ -233,5 +291,64 @@ mod tests {
         let gone = vec![part(&["b"], Some("d")), part(&["a", "x"], None)];
         let expected = ["a", "b"].map(str::to_owned).to_vec();
         assert_eq!(merged(gone, 2), (expected, Some("d".to_owned())));
+    }
+
+    /// A worker that is busy until the returned sender is dropped.
+    fn busy(handle: &BrokerHandle, worker: usize) -> std::sync::mpsc::Sender<()> {
+        let (until, free) = std::sync::mpsc::channel();
+        let reply = Reply::new(move |_: bool| {
+            // An error: it was dropped.
+            let _ = free.recv();
+        });
+        let nobody = Inquiry::Disconnect("".into(), ReasonCode::Success, reply);
+        let exchange = &handle.inner.exchange;
+        exchange.mailbox(worker).post(Mail::Inquiry(nobody));
+        until
+    }
+
+    #[test]
+    fn purges_that_wait_hold_up_no_questions() {
+        let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        let listener = ListenerConfig::new("test", loopback, Transport::Tcp);
+        let mut config = BrokerConfig::new(vec![listener]);
+        config.workers = 2.try_into().ok();
+        let handle = Broker::start(config, Arc::new(Nobody)).expect("it starts");
+        let home = |name: &String| handle.inner.exchange.home(name);
+        let name = |worker| {
+            (0..)
+                .map(|n| format!("car-{n}"))
+                .find(|name| home(name) == worker)
+        };
+        let (there, here) = (name(0).expect("one"), name(1).expect("one"));
+
+        let until = busy(&handle, 0);
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut purges: Vec<_> = (0..MAX_PURGES)
+            .map(|_| Box::pin(handle.purge_client(&there)))
+            .collect();
+        for purge in &mut purges {
+            assert!(purge.as_mut().poll(&mut cx).is_pending());
+        }
+        // Who hangs up does not make room: what it asked for is still to be done.
+        purges.truncate(1);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let refused = handle.purge_client(&here).await;
+            assert_eq!(refused, Err(PurgeError::TooMany));
+            let patience = std::time::Duration::from_secs(30);
+            let asked = tokio::time::timeout(patience, handle.client(&here)).await;
+            assert_eq!(asked.expect("answered meanwhile"), None);
+            drop(until);
+            for purge in purges {
+                assert_eq!(purge.await, Ok(None));
+            }
+            // Answered in their order: all others are, too, once a question behind them is.
+            assert_eq!(handle.client(&there).await, None);
+            assert_eq!(handle.purge_client(&here).await, Ok(None));
+        });
+        assert_eq!(handle.inner.purges.available_permits(), MAX_PURGES);
     }
 }

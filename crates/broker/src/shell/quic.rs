@@ -133,28 +133,15 @@ pub(crate) fn bind(
         socket.set_nonblocking(true)?;
         Ok((socket.local_addr()?, socket))
     });
-    match prepared {
-        Ok((addr, socket)) => {
-            let protocol = Transport::Quic(tls.clone()).protocol();
-            tracing::info!(event = "listener.bound", listener = %name, protocol, %addr);
-            Ok(Listener {
-                socket,
-                settings,
-                tls,
-                entrance: Arc::new(entrance),
-                bound: Bound {
-                    name,
-                    protocol,
-                    addr,
-                },
-            })
-        }
-        Err(source) => Err(StartError::Bind {
-            name,
-            addr: bind,
-            source,
-        }),
-    }
+    let protocol = Transport::Quic(tls.clone()).protocol();
+    let (bound, socket) = Bound::of(name, protocol, bind, prepared)?;
+    Ok(Listener {
+        socket,
+        settings,
+        tls,
+        entrance: Arc::new(entrance),
+        bound,
+    })
 }
 
 fn open(addr: SocketAddr) -> io::Result<UdpSocket> {

@@ -21,6 +21,12 @@ pub(crate) trait Movable: AsyncRead + AsyncWrite + Unpin + Send + 'static {
 
     /// The broker stops: said before the transport is shut down, to one that can tell the client.
     fn going_away(&mut self) {}
+
+    /// Bytes that were read since the last call and not handed out: what frames the client's MQTT, where
+    /// that costs the worker something.
+    fn take_overhead(&mut self) -> usize {
+        0
+    }
 }
 
 /// A TCP connection, in a runtime or between two.

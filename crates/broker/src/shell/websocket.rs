@@ -24,6 +24,9 @@ use crate::websocket::upgrade::{self, Head, MAX_HEAD, Refusal};
 /// Reads in one turn that bring no MQTT bytes; more would make others on this worker wait.
 const IDLE_READS: usize = 16;
 
+/// Bytes of such reads.
+const IDLE_BYTES: u32 = 64 * 1024;
+
 /// Time a client has to take the answer to a request that was refused, and to hang up.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
 
@@ -140,6 +143,8 @@ pub(crate) struct WebSocketStream<S> {
     reply: Option<(Box<Reply>, u8)>,
     closing: Closing,
     flushing: Flushing,
+    /// Bytes that were read and are not MQTT, since somebody asked.
+    overhead: u32,
 }
 
 /// How far the connection's end has come on our side.
@@ -215,6 +220,7 @@ impl<S: Movable> WebSocketStream<S> {
             reply: None,
             closing: Closing::Open(CloseCode::NORMAL),
             flushing: Flushing::Clean,
+            overhead: 0,
         }
     }
 
@@ -268,16 +274,29 @@ impl<S: Movable> WebSocketStream<S> {
         }
     }
 
-    /// The client's side ended: answers as far as the socket takes it, for nobody waits for a client
-    /// that is going or broke the protocol.
-    fn ended(&mut self, end: End, cx: &mut Context<'_>) -> io::Result<()> {
-        if let Closing::Open(_) = self.closing {
-            self.closing = Closing::Wanted(end.code());
-        }
-        let _ = self.try_replies(cx);
-        match end {
-            End::Closed(_) => Ok(()),
-            End::Violation(violation) => Err(io::Error::new(io::ErrorKind::InvalidData, violation)),
+    /// The client's side ended. Who says goodbye is answered as far as the socket takes it; who broke the
+    /// protocol is told when the connection is shut down, behind what is still on its way.
+    fn ended(
+        &mut self,
+        end: End,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match (end, &mut self.closing) {
+            (End::Closed(said), closing) => {
+                if let Closing::Open(_) = closing {
+                    *closing = Closing::Wanted(said);
+                }
+                let _ = self.try_replies(cx);
+                Poll::Ready(Ok(()))
+            }
+            (End::Violation(violation), Closing::Open(code)) => {
+                *code = violation.code();
+                let error = io::Error::new(io::ErrorKind::InvalidData, violation);
+                Poll::Ready(Err(error))
+            }
+            // Whatever it is: it is read to be forgotten.
+            (End::Violation(_), _) => Pin::new(&mut self.stream).poll_read(cx, buf),
         }
     }
 
@@ -301,7 +320,9 @@ impl<S: Movable> WebSocketStream<S> {
         if new.is_empty() {
             return Poll::Ready(Ok(None));
         }
-        let count = self.decoder.decode(new);
+        let (all, count) = (new.len(), self.decoder.decode(new));
+        // No more than a buffer at once.
+        self.overhead = self.overhead.saturating_add((all - count) as u32);
         buf.set_filled(before + count);
         Poll::Ready(Ok(Some(count)))
     }
@@ -338,11 +359,16 @@ impl<S: Movable> Movable for WebSocketStream<S> {
         }
         self.stream.going_away();
     }
+
+    fn take_overhead(&mut self) -> usize {
+        std::mem::take(&mut self.overhead) as usize
+    }
 }
 
 impl<S: Movable> AsyncRead for WebSocketStream<S> {
     /// After an end of the client's side this is the end of the stream, or the error that its last
-    /// frame was.
+    /// frame was: a [`Violation`](crate::websocket::frame::Violation). Once the stream was shut down after
+    /// such an error, reads bring what comes as it comes, until the client hangs up.
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -351,17 +377,19 @@ impl<S: Movable> AsyncRead for WebSocketStream<S> {
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
+        let before = self.overhead;
         for _ in 0..IDLE_READS {
             self.try_replies(cx)?;
             if let Some(end) = self.decoder.end() {
-                return Poll::Ready(self.ended(end, cx));
+                return self.ended(end, cx, buf);
             }
             let count = ready!(self.read_once(cx, buf))?;
             if self.decoder.owes_pong() {
                 self.try_replies(cx)?;
             }
             match count {
-                Some(0) => {}
+                Some(0) if self.overhead - before < IDLE_BYTES => {}
+                Some(0) => break,
                 Some(_) | None => return Poll::Ready(Ok(())),
             }
         }

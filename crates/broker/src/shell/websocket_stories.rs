@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::socket::Movable;
 use super::websocket::{self, Accepted, Others, UpgradeError, WebSocketStream};
 use crate::transport::WebSocket;
-use crate::websocket::frame::Decoder;
+use crate::websocket::frame::{Decoder, Violation};
 
 /// Both sides of the wire.
 #[derive(Debug, Default)]
@@ -312,6 +312,27 @@ fn frames_without_mqtt_do_not_hold_the_worker_up() {
 }
 
 #[test]
+fn a_turn_without_mqtt_is_bounded_in_bytes_and_all_of_them_are_counted() {
+    let story = Story::begin(usize::MAX);
+    let empty = frame(0x82, b"").repeat(50 * 1024 / 6);
+    for _ in 0..4 {
+        story.comes(&empty);
+    }
+    let mut space = vec![0; 64 * 1024];
+    let mut read = || {
+        let mut buf = ReadBuf::new(&mut space);
+        let polled = story.poll(|stream, cx| stream.poll_read(cx, &mut buf));
+        let overhead = story.stream.borrow_mut().take_overhead();
+        (polled.is_pending(), overhead)
+    };
+    assert_eq!(read(), (true, 2 * empty.len()), "its turn is over");
+    assert_eq!(read(), (true, 2 * empty.len()));
+    story.comes(&[frame(0x89, b"ping"), frame(0x82, b"mqtt")].concat());
+    assert_eq!(read(), (false, 6 + 4 + 6));
+    assert_eq!(read(), (true, 0));
+}
+
+#[test]
 fn what_was_sent_behind_the_request_is_not_lost() {
     let all = [REQUEST, &frame(0x82, b"hello")].concat();
     let story = Story::begin_with(&all, usize::MAX);
@@ -344,7 +365,7 @@ fn a_close_frame_is_answered_and_is_the_end_of_the_stream() {
 }
 
 #[test]
-fn a_violation_is_told_and_is_an_error() {
+fn a_violation_is_an_error_and_is_told_at_the_end() {
     let rows: [(&[u8], &[u8]); 3] = [
         (b"\x82\x01a", b"\x88\x02\x03\xEA"),
         (b"\x81\x81\0\0\0\0a", b"\x88\x02\x03\xEB"),
@@ -355,12 +376,28 @@ fn a_violation_is_told_and_is_an_error() {
         story.comes(&[&frame(0x82, b"good")[..], bytes].concat());
         assert_eq!(story.read().expect("bytes").expect("good"), b"good");
         let error = story.read().expect("an end").expect_err("a violation");
-        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
-        assert_eq!(story.gone(), answer);
-        // Whoever does not read is not waited for.
+        assert!(error.get_ref().is_some_and(|inner| inner.is::<Violation>()));
+        // First what it is still owed, then why.
+        assert_eq!(story.write(b"last"), Some(4));
+        let shut = |story: &Story| story.poll(|stream, cx| stream.poll_shutdown(cx)).is_ready();
+        assert!(shut(&story), "no answer is waited for");
+        assert_eq!(story.gone(), [&b"\x82\x04last"[..], answer].concat());
+        assert!(story.other.wire(|wire| wire.shut));
+        // What comes now means nothing, and is read so that the client gets that.
+        story.comes(b"whatever");
+        assert!(
+            story
+                .read()
+                .is_some_and(|read| read.is_ok_and(|bytes| !bytes.is_empty()))
+        );
+        assert!(story.read().is_none());
+        story.other.wire(|wire| wire.hung_up = true);
+        assert_eq!(story.read().expect("an end").expect("in order"), b"");
+        // Whoever does not read is waited for as long as the link does.
         let story = Story::begin(0);
         story.comes(bytes);
         assert!(story.read().expect("an end").is_err());
+        assert!(!shut(&story));
     }
 }
 

@@ -388,7 +388,8 @@ struct PurgedBody {
 /// Ends a client's connection and session: its queue and subscriptions are gone for good
 #[utoipa::path(delete, path = "/clients/{client}", tag = "clients",
     params(("client" = String, Path, description = "Its id, percent-encoded: `truck-17-tcu%2Fapp`")),
-    responses((status = 200, body = PurgedBody), (status = 404, body = ProblemBody)))]
+    responses((status = 200, body = PurgedBody), (status = 404, body = ProblemBody),
+        (status = 503, body = ProblemBody)))]
 async fn purge_client(
     State(app): State<Arc<AppState>>,
     Path(client): Path<String>,
@@ -406,11 +407,12 @@ async fn purge_client(
         .record(&actor(), "client.purge", Kind::Client, &client, details)
         .await?;
     match app.broker.purge_client(&client).await {
-        Some(purged) => Ok(Json(PurgedBody {
+        Ok(Some(purged)) => Ok(Json(PurgedBody {
             queued: purged.queued,
             subscriptions: purged.subscriptions,
         })),
-        None => Err(unknown(&client)),
+        Ok(None) => Err(unknown(&client)),
+        Err(error) => Err(Problem::new(ProblemType::Busy, error.to_string())),
     }
 }
 
