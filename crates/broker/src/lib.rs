@@ -82,6 +82,7 @@ pub use shell::broker::{
 pub use shell::operator::Trace;
 pub use shell::quic::QuicSettingsError;
 pub use shell::store::StoreError;
+pub use shell::visitor::{Denied, RateUnit, Visitor, Whom};
 pub use shell::web::{WebConnection, WebIo};
 pub use stats::{Stats, StoreStats};
 pub use trace::{

@@ -84,8 +84,8 @@ pub struct Limits {
     /// New sockets, over all listeners. One that is too many is closed before its handshake. None: the
     /// bounds of handshakes and pending connections, and the overload signal, do it by what it costs.
     pub connect_rate: Option<Rate>,
-    /// PUBLISH packets of one client. A client that is faster is not read from until it is not: TCP slows
-    /// it down and nothing is lost. 20,000/s and 100,000 at once: forty times a busy car, and a car that
+    /// PUBLISH packets of one client, over all its connections. A client that is faster is not read from
+    /// until it is not: TCP slows it down and nothing is lost. 20,000/s and 100,000 at once: forty times a busy car, and a car that
     /// was offline for a day empties its queue at full speed.
     pub client_messages_in: Option<Rate>,
     /// Messages to one client. One that is to get more waits for them, within the bounds of its queue;

@@ -30,9 +30,12 @@ const HANDED_OVER: u64 = 256;
 /// Bytes of an entry of the hold-off tables, with two names of 128 bytes.
 const WATCHED: u64 = 600;
 
-/// Read and write buffers of a worker, and one message of the largest size in each.
+/// Bytes of what the clients of a worker owe of their rates.
+const DEBTS: u64 = 400 * 1024;
+
+/// Read and write buffers of a worker, one message of the largest size in each, and its debts.
 fn worker(limits: &Limits) -> u64 {
-    2 * (64 * 1024 + u64::from(limits.max_packet_size)) + limits.max_queued_bytes as u64
+    2 * (64 * 1024 + u64::from(limits.max_packet_size)) + limits.max_queued_bytes as u64 + DEBTS
 }
 
 impl Limits {

@@ -2,16 +2,25 @@
 
 mod common;
 
-use broker::{Identity, Limits, Retain};
+use broker::{Denied, Limits, Retain, Visitor};
 use common::{
-    Access, Client, Site, qos0, qos1, qos2, retained, start_tcp, start_with, stored, text, wait,
+    Access, Client, Setup, Site, qos0, qos1, qos2, retained, start_tcp, start_with, stored, text,
+    visitor, wait,
 };
-use mqtt::{QoS, ReasonCode, Version};
+use mqtt::{Publish, QoS, ReasonCode, Version};
 
 const V5: Version = Version::V5;
 
-fn car() -> Identity {
-    Identity::new("http/car", "car")
+fn car(setup: &Setup) -> Visitor {
+    visitor(setup, "http/car", "car").expect("let in")
+}
+
+/// What became of a message, in the words of PUBACK.
+fn publish(setup: &Setup, message: &Publish) -> Result<(), ReasonCode> {
+    wait(setup.handle.publish_as(&car(setup), message)).map_err(|denied| match denied {
+        Denied::Reason(reason) => reason,
+        other => panic!("{other}"),
+    })
 }
 
 #[test]
@@ -20,7 +29,7 @@ fn goes_the_road_of_a_publish() {
     let mut app = Client::new(&setup, V5, "app");
     app.subscribe("#", QoS::AtLeastOnce);
     setup.outside.deny(Access::Publish, "car", "others/");
-    let publish = |message| wait(setup.handle.publish_as(&car(), &message));
+    let publish = |message| publish(&setup, &message);
 
     for message in [
         qos0("own/a", "1"),
@@ -57,49 +66,22 @@ fn is_answered_when_the_tap_has_its_copy_and_with_what_it_says() {
             Err(ReasonCode::QuotaExceeded),
         ),
     ] {
-        let (handle, outside) = (setup.handle.clone(), setup.outside.clone());
-        let asked =
-            std::thread::spawn(move || wait(handle.publish_as(&car(), &qos1(1, "log/a", "x"))));
+        let (setup, outside) = (setup.again(), setup.outside.clone());
+        let asked = std::thread::spawn(move || publish(&setup, &qos1(1, "log/a", "x")));
         for done in outside.tapped(1) {
             assert!(!asked.is_finished(), "answered before it is durable");
             done.done(outcome);
         }
         assert_eq!(asked.join().expect("no panic"), answer);
     }
-    let (handle, outside) = (setup.handle.clone(), setup.outside.clone());
-    let asked = std::thread::spawn(move || wait(handle.publish_as(&car(), &qos1(1, "log/a", "x"))));
+    let outside = setup.outside.clone();
+    let asked = std::thread::spawn(move || publish(&setup, &qos1(1, "log/a", "x")));
     drop(outside.tapped(1));
     let answer = asked.join().expect("no panic");
     assert_eq!(
         answer,
         Err(ReasonCode::UnspecifiedError),
         "a receipt was dropped"
-    );
-}
-
-#[test]
-fn a_ban_holds_without_a_connection_too() {
-    let setup = start_tcp();
-    for (target, reason) in [
-        ("client:http/car", "banned_client"),
-        ("principal:car", "banned_principal"),
-    ] {
-        let ban = broker::Ban {
-            target: target.parse().expect("a target"),
-            reason: "test".into(),
-            until_us: None,
-        };
-        setup.handle.set_bans(vec![ban]);
-        let answer = wait(setup.handle.publish_as(&car(), &qos1(1, "own/a", "x")));
-        assert_eq!(answer, Err(ReasonCode::NotAuthorized), "{target}");
-        let refused = setup.handle.stats().refused();
-        let count = refused.iter().find(|(name, _)| *name == reason);
-        assert_eq!(count.map(|(_, count)| *count), Some(1), "{target}");
-    }
-    setup.handle.set_bans(Vec::new());
-    assert_eq!(
-        wait(setup.handle.publish_as(&car(), &qos1(1, "own/a", "x"))),
-        Ok(())
     );
 }
 
@@ -111,7 +93,7 @@ fn what_was_answered_is_there_after_a_restart() {
     keeper.subscribe("own/#", QoS::AtLeastOnce);
     keeper.leave();
     let message = qos1(1, "own/a", "kept");
-    assert_eq!(wait(setup.handle.publish_as(&car(), &message)), Ok(()));
+    assert_eq!(publish(&setup, &message), Ok(()));
     let setup = site.restart(setup);
     let mut keeper = setup.resume(stored(V5, "keeper"));
     assert_eq!(text(&keeper.take()), "own/a: kept");
@@ -128,7 +110,7 @@ fn nothing_is_retained_where_nothing_is() {
     // Below `log/` it would be tapped, and nobody says that it is durable.
     for topic in ["log/a", "own/a"] {
         for message in [retained(qos1(1, topic, "x")), retained(qos1(1, topic, ""))] {
-            let answer = wait(setup.handle.publish_as(&car(), &message));
+            let answer = publish(&setup, &message);
             assert_eq!(answer, Err(ReasonCode::RetainNotSupported), "{topic}");
             assert_eq!(setup.handle.publish(&message), 0);
         }

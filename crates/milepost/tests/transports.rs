@@ -282,3 +282,96 @@ fn a_device_publishes_over_https_with_its_certificate() {
         "SELECT count(*) FROM signals WHERE signal = 'Vehicle.Speed' AND vehicle_id = 'car-1'";
     serving.until(speed, |rows| rows == 1.0);
 }
+
+/// What holds for connections of MQTT holds for requests, however long their connection stands already.
+#[test]
+fn over_https_too_the_banned_the_held_off_and_the_hasty_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = format!(
+        "[[listener]]\nprotocol = \"mqtts\"\nbind = \"127.0.0.1:0\"\npath = \"/mqtt\"\n\
+         [mqtt]\nclient_byte_rate_in = \"1B/s burst 100B\"\n{REST}"
+    );
+    let serving = Serving::start(&folder.path().join("data"), &config);
+    let dial = |car: &Car| {
+        let client = car.tls().asking_for("http/1.1");
+        client.dial(serving.mqtt).expect("a handshake")
+    };
+    /// Publishes 100 bytes; the head of the answer, and its body.
+    fn post(stream: &mut (impl Read + Write), number: u32) -> (String, Value) {
+        let body = "x".repeat(100);
+        let request = format!(
+            "POST /topics/own%2Fcar-{number}%2Fx HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).expect("written");
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).expect("an answer");
+            head.extend(byte);
+        }
+        let head = String::from_utf8(head).expect("text");
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: "));
+        let length = length.and_then(|length| length.parse().ok());
+        let mut body = vec![0; length.expect("a length")];
+        stream.read_exact(&mut body).expect("a body");
+        (head, serde_json::from_slice(&body).expect("JSON"))
+    }
+    let retry_after = |head: &str| {
+        let value = head
+            .lines()
+            .find_map(|line| line.strip_prefix("retry-after: "));
+        value.and_then(|seconds| seconds.parse::<u64>().ok())
+    };
+
+    // A hundred seconds of its rate beyond the burst; others do not pay for it.
+    let cars = [1, 2, 3].map(|number| Car::register(&serving, number));
+    let mut hasty = dial(&cars[0]);
+    post(&mut hasty, 1);
+    let (head, body) = post(&mut hasty, 1);
+    assert!(head.starts_with("HTTP/1.1 429"), "{head}");
+    assert!(
+        head.contains("x-amzn-errortype: ThrottlingException"),
+        "{head}"
+    );
+    assert!(
+        retry_after(&head).is_some_and(|seconds| seconds <= 120),
+        "{head}"
+    );
+    let message = body["message"].as_str().expect("a message");
+    assert!(message.contains("1 bytes per second"), "{message}");
+    let series = "milepost_mqtt_throttled_total{rate=\"client_bytes_in\"}";
+    assert_eq!(metric(&serving, series), Some(1.0));
+
+    // Its connection stood before the ban came.
+    let mut stolen = dial(&cars[1]);
+    let (head, _) = post(&mut stolen, 2);
+    assert!(!head.starts_with("HTTP/1.1 429"), "{head}");
+    serving.client_ok(&["client", "ban", "address:127.0.0.1", "--reason", "stolen"]);
+    let (head, body) = post(&mut stolen, 2);
+    assert!(head.starts_with("HTTP/1.1 403"), "{head}");
+    let message = body["message"].as_str().expect("a message");
+    assert!(message.contains("address is banned"), "{message}");
+    serving.client_ok(&["client", "unban", "address:127.0.0.1"]);
+
+    // Ten attempts, then it is not asked any more; over MQTT neither.
+    serving.client_ok(&["device", "disable", "car-3-tcu"]);
+    let mut expelled = dial(&cars[2]);
+    for _ in 0..10 {
+        let (head, _) = post(&mut expelled, 3);
+        assert!(head.starts_with("HTTP/1.1 403"), "{head}");
+    }
+    let (head, body) = post(&mut expelled, 3);
+    assert!(head.starts_with("HTTP/1.1 429"), "{head}");
+    assert!(
+        retry_after(&head).is_some_and(|seconds| seconds <= 300),
+        "{head}"
+    );
+    let message = body["message"].as_str().expect("a message");
+    assert!(message.contains("10 or more attempts"), "{message}");
+    let stream = cars[2].tls().dial(serving.mqtt).expect("a handshake");
+    let (_, answer) = Wire::connect(stream, Connect::new(Version::V5, "app"));
+    assert_eq!(answer.reason, ReasonCode::ConnectionRateExceeded);
+}

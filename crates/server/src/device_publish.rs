@@ -3,9 +3,12 @@
 //! `POST /topics/{topic}?qos=1` on a port that serves MQTT and HTTPS, in the shape of AWS IoT's HTTPS
 //! interface, so that what was written for that works unchanged.
 //!
-//! Flow: [`web`](crate::web) → who is it, asked anew for each request → [`BrokerHandle::publish_as`] (may
-//! they, the event log, subscribers) → 200 once what PUBACK promises holds.
+//! Flow: [`web`](crate::web) → who is it, asked anew for each request ([`BrokerHandle::identify`]: bans,
+//! hold-offs, the fleet) → [`BrokerHandle::publish_as`] (rates, may they, the event log, subscribers) → 200
+//! once what PUBACK promises holds. Whoever is too fast or not wanted over MQTT is so here too: 429 or 403,
+//! and `retry-after` where time helps.
 //!
+//! [`BrokerHandle::identify`]: broker::BrokerHandle::identify
 //! [`BrokerHandle::publish_as`]: broker::BrokerHandle::publish_as
 
 use std::sync::Arc;
@@ -14,17 +17,17 @@ use axum::{
     Json, Router,
     body::Bytes,
     extract::{ConnectInfo, DefaultBodyLimit, Path, Query, State},
-    http::{HeaderMap, HeaderValue, StatusCode},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::post,
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
-use broker::{ConnectAttempt, Hooks, Identity};
+use broker::{ConnectAttempt, Denied, Visitor};
 use mqtt::{Publish, PublishProperties, QoS, ReasonCode, TopicName, Utf8};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::{state::AppState, web::Caller};
+use crate::{hooks::HTTPS, state::AppState, web::Caller};
 
 /// What a device's requests are called where MQTT clients have their client id.
 const CLIENT_ID: &str = "https";
@@ -59,7 +62,10 @@ async fn publish(
 ) -> Response {
     let who = match identify(&app, &caller) {
         Ok(who) => who,
-        Err(answer) => return *answer,
+        Err(why) => {
+            tracing::warn!(event = "web.denied", peer = %caller.peer, detail = %why);
+            return denied(&why, &caller, &topic);
+        }
     };
     let message = match message(&topic, query, &headers, body) {
         Ok(message) => message,
@@ -69,35 +75,21 @@ async fn publish(
     };
     match app.broker.publish_as(&who, &message).await {
         Ok(()) => answer(StatusCode::OK, None, "OK"),
-        Err(reason) => refused(reason, &topic),
+        Err(why) => denied(&why, &caller, &topic),
     }
 }
 
-/// Who is it, this time: its certificate may have been revoked since the last request.
-fn identify(app: &AppState, caller: &Caller) -> Result<Identity, Box<Response>> {
-    if caller.certificates.is_empty() {
-        let wanted = "publishing over HTTPS needs a client certificate";
-        let answer = failed(StatusCode::UNAUTHORIZED, "UnauthorizedException", wanted);
-        return Err(Box::new(answer));
-    }
-    let attempt = ConnectAttempt {
+/// Who is it, this time: its certificate may have been revoked since the last request, or its address banned.
+fn identify(app: &AppState, caller: &Caller) -> Result<Visitor, Denied> {
+    app.broker.identify(&ConnectAttempt {
         listener: &caller.listener,
         peer: caller.peer,
-        transport: "https",
+        transport: HTTPS,
         client_id: CLIENT_ID,
         username: None,
         password: None,
         certificates: &caller.certificates,
         proxied: caller.proxied.as_ref(),
-    };
-    app.hooks.authenticate(&attempt).map_err(|refusal| {
-        tracing::warn!(
-            event = "web.denied",
-            peer = %caller.peer,
-            detail = %refusal.log,
-        );
-        let message = "this certificate may not publish here";
-        Box::new(failed(StatusCode::FORBIDDEN, "ForbiddenException", message))
     })
 }
 
@@ -171,6 +163,43 @@ fn user_properties(headers: &HeaderMap) -> Result<Vec<(Utf8, Utf8)>, String> {
         properties.push((text(&name)?, text(value)?));
     }
     Ok(properties)
+}
+
+/// Why somebody is not served, and when to come again, in the words of HTTP.
+fn denied(why: &Denied, caller: &Caller, topic: &str) -> Response {
+    let forbidden = (StatusCode::FORBIDDEN, "ForbiddenException");
+    let ((status, kind), message) = match why {
+        // What the fleet says of it is for its operators.
+        Denied::Unknown(_) if caller.certificates.is_empty() => (
+            (StatusCode::UNAUTHORIZED, "UnauthorizedException"),
+            "publishing over HTTPS needs a client certificate".to_owned(),
+        ),
+        Denied::Unknown(_) => (
+            forbidden,
+            "this certificate may not publish here".to_owned(),
+        ),
+        Denied::Banned(_) => (forbidden, why.to_string()),
+        Denied::Reason(reason) => return refused(*reason, topic),
+        // Not the client's own doing.
+        Denied::Crowded { .. } | Denied::Behind { .. } => (
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "ServiceUnavailableException",
+            ),
+            why.to_string(),
+        ),
+        _ => (
+            (StatusCode::TOO_MANY_REQUESTS, "ThrottlingException"),
+            why.to_string(),
+        ),
+    };
+    let mut response = failed(status, kind, &message);
+    if let Some(wait) = why.retry_after() {
+        let seconds = wait.as_millis().div_ceil(1000) as u64;
+        let headers = response.headers_mut();
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
 }
 
 /// A reason code in the words of HTTP.

@@ -33,6 +33,9 @@ const DATA_TREE: &str = "dt/";
 /// What clients without credentials are called, and what their client ids begin with.
 const ANONYMOUS: &str = "anonymous";
 
+/// The transport of a request that came in over HTTPS.
+pub const HTTPS: &str = "https";
+
 /// Who a connection is to the hooks.
 enum Who {
     /// A registered device that showed its certificate.
@@ -141,6 +144,11 @@ impl Hooks for FleetHooks {
             let why = format!("listener {} is not known to the server", attempt.listener);
             return Err(Refusal::new(ReasonCode::NotAuthorized, why));
         };
+        // A request comes from nowhere in particular: it is a device's, shown in the handshake, or nobody's.
+        if attempt.transport == HTTPS && attempt.certificates.is_empty() {
+            let why = "no certificate, which publishing over HTTPS needs";
+            return Err(Refusal::new(ReasonCode::NotAuthorized, why));
+        }
         if doorway.auth.by_certificate()
             && let Some(principal) = self.device(attempt)?
         {
@@ -441,6 +449,27 @@ mod tests {
             .attempt("mqtt-2", "app", &[], Some(&tcu))
             .expect_err("shut out");
         assert!(refused.log.contains("`tcu-1`"), "{}", refused.log);
+    }
+
+    #[tokio::test]
+    async fn over_https_nobody_comes_without_a_certificate() {
+        let yard = Yard::open(Anonymous::AllowAll).await;
+        let come = |certificates: &[CertificateDer<'static>]| {
+            let identity = yard.hooks.authenticate(&ConnectAttempt {
+                listener: &"mqtt-2".into(),
+                transport: HTTPS,
+                peer: SocketAddr::from(([127, 0, 0, 1], 1)),
+                proxied: Some(&behind_proxy(Some("tcu-1"))),
+                client_id: "https",
+                username: None,
+                password: None,
+                certificates,
+            });
+            identity.map(|identity| identity.client_id.to_string()).ok()
+        };
+        let shown = std::slice::from_ref(&yard.certificate);
+        assert_eq!(come(shown).as_deref(), Some("tcu-1/https"));
+        assert_eq!(come(&[]), None);
     }
 
     #[tokio::test]

@@ -200,7 +200,7 @@ impl Server {
             ..BrokerConfig::new(listeners)
         };
         sessions::announce(&config.data_dir);
-        let broker = start_broker(broker_config, Arc::clone(&hooks)).await?;
+        let broker = start_broker(broker_config, hooks).await?;
         sessions::report(broker.recovery());
         let bans = Bans::new(fleet.clone(), broker.clone());
         bans.enforce().await?;
@@ -224,7 +224,6 @@ impl Server {
             raw,
             ingest: ingest.stats(),
             broker: Arc::new(broker.clone()),
-            hooks,
             tls: tls.clone(),
             bans,
             presence: presence.clone(),

@@ -11,7 +11,7 @@ use fleet::Fleet;
 use lake::{Lake, QueryLimits};
 
 use crate::{
-    bans::Bans, decoders::Decoders, hooks::FleetHooks, ingest::IngestStats, memory::MemoryBound,
+    bans::Bans, decoders::Decoders, ingest::IngestStats, memory::MemoryBound,
     open_files::OpenFiles, presence::PresenceQueue, tls::Renewal,
 };
 
@@ -31,8 +31,6 @@ pub struct AppState {
     pub ingest: Arc<IngestStats>,
     /// The broker.
     pub broker: Arc<BrokerHandle>,
-    /// What the broker asks.
-    pub hooks: Arc<FleetHooks>,
     /// Certificates of the MQTT listeners.
     pub tls: Arc<Renewal>,
     /// Who is kept out.

@@ -242,6 +242,27 @@ impl HoldOffs {
         }
     }
 
+    /// Milliseconds until somebody who failed to authenticate too often is let in again.
+    pub(crate) fn held_for(&self, now: Moment, who: &Applicant<'_>) -> Option<u64> {
+        let suspects = self.suspects();
+        let address = Suspect::Address(network_of(who.address));
+        let until = |suspect| suspects.held_until(suspect, now.tick);
+        let until = until(&address).max(until(&suspect(who)))?;
+        Some(until - now.tick)
+    }
+
+    /// Milliseconds until somebody whose connections broke too often is let in again.
+    pub(crate) fn flaps_for(
+        &self,
+        now: Moment,
+        principal: &Arc<str>,
+        client_id: &Arc<str>,
+    ) -> Option<u64> {
+        let who = Flapper::new(principal, client_id);
+        let until = self.flappers().held_until(&who, now.tick)?;
+        Some(until - now.tick)
+    }
+
     /// All who are held off now.
     pub(crate) fn all(&self, now: Moment) -> Vec<HeldOff> {
         let until_us = |held: Held| {

@@ -1,7 +1,8 @@
 //! What one connection has used of its rates, and what it charges to those that it shares.
 //!
-//! In: counted once a batch is decoded, and then the next read waits; what has been read is served. Out:
-//! messages wait, answers do not.
+//! In: counted once a batch is decoded, and then the next read waits; what has been read is served. Who
+//! comes without a connection asks first ([`Inbound::reserve`]). What a client owes outlives its connection
+//! ([`debts`](super::debts)). Out: messages wait, answers do not.
 
 use super::Admission;
 use super::gate::Entrance;
@@ -27,20 +28,41 @@ impl Paces {
             bytes_out: limits.client_bytes_out.map(Pace::from),
         }
     }
+
+    /// Whether clients have rates in.
+    pub(crate) fn limit_inbound(&self) -> bool {
+        self.messages_in.is_some() || self.bytes_in.is_some()
+    }
 }
 
 /// What a client has used of its rates in.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Inbound {
     messages: Gcra,
     bytes: Gcra,
 }
 
 /// What came with one read.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Came {
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
+}
+
+/// A client would have to wait for longer than it is ready to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TooLong {
+    /// The rate that it has to wait for longest.
+    pub(crate) rate: ClientRate,
+    /// Until it may come, milliseconds.
+    pub(crate) wait: u64,
+}
+
+/// A rate in of every client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ClientRate {
+    Messages,
+    Bytes,
 }
 
 impl Inbound {
@@ -87,9 +109,90 @@ impl Inbound {
         }
         Some(wait.div_ceil(1_000_000))
     }
+
+    /// Counts what wants to come, and returns the milliseconds after which it may: whoever asks later has
+    /// its turn behind it.
+    ///
+    /// # Errors
+    /// When that is longer than `patience`; nothing is counted then.
+    pub(crate) fn reserve(
+        &mut self,
+        paces: &Paces,
+        tick: u64,
+        came: Came,
+        patience: u64,
+        counters: &Counters,
+    ) -> Result<u64, TooLong> {
+        let now = nanoseconds(tick);
+        let wait = |used: Gcra, pace: Option<Pace>| pace.map_or(0, |pace| used.wait(pace, now));
+        let messages = wait(self.messages, paces.messages_in).div_ceil(1_000_000);
+        let bytes = wait(self.bytes, paces.bytes_in).div_ceil(1_000_000);
+        if messages > 0 {
+            counters.throttled_client_messages_in.one();
+        }
+        if bytes > 0 {
+            counters.throttled_client_bytes_in.one();
+        }
+        let (rate, wait) = match messages >= bytes {
+            true => (ClientRate::Messages, messages),
+            false => (ClientRate::Bytes, bytes),
+        };
+        if wait > patience {
+            return Err(TooLong { rate, wait });
+        }
+        if let Some(pace) = paces.messages_in {
+            self.messages.charge(pace, now, came.messages);
+        }
+        if let Some(pace) = paces.bytes_in {
+            self.bytes.charge(pace, now, came.bytes);
+        }
+        Ok(wait)
+    }
+
+    /// Whether more may come only later.
+    pub(crate) fn is_held(&self, paces: &Paces, tick: u64) -> bool {
+        let now = nanoseconds(tick);
+        let held = |used: Gcra, pace: Option<Pace>| pace.is_some_and(|p| used.wait(p, now) > 0);
+        held(self.messages, paces.messages_in) || held(self.bytes, paces.bytes_in)
+    }
+
+    /// The time, in nanoseconds, from which on it is as if nothing had come.
+    pub(crate) fn clear_at(&self) -> u64 {
+        self.messages.time().max(self.bytes.time())
+    }
+
+    /// Takes on what another one has used.
+    pub(crate) fn take_on(&mut self, other: Inbound, tick: u64) {
+        let now = nanoseconds(tick);
+        let sum = |one: Gcra, other: Gcra| {
+            let ahead = other.time().saturating_sub(now);
+            Gcra::at(one.time().max(now).saturating_add(ahead))
+        };
+        self.messages = sum(self.messages, other.messages);
+        self.bytes = sum(self.bytes, other.bytes);
+    }
 }
 
 impl Admission {
+    /// Counts what came without a connection against the rates that all share.
+    pub(crate) fn charge_visit(&self, entrance: Option<&Entrance>, tick: u64, came: Came) {
+        let of_all = [
+            (&self.messages_in, came.messages),
+            (&self.bytes_in, came.bytes),
+        ];
+        let of_listener = entrance.map(|entrance| {
+            [
+                (&entrance.messages_in, came.messages),
+                (&entrance.bytes_in, came.bytes),
+            ]
+        });
+        for (rate, count) in of_all.into_iter().chain(of_listener.into_iter().flatten()) {
+            if let Some(rate) = rate {
+                rate.charge_at_once(tick, count);
+            }
+        }
+    }
+
     /// Counts what came against the rates that connections share. Says whether they may have to wait.
     pub(crate) fn charge_shared(
         &self,
@@ -119,6 +222,14 @@ impl Admission {
             |rate: &Option<super::SharedRate>| rate.as_ref().is_some_and(|r| r.is_closed());
         self.shares_rates() && (closed(&self.messages_in) || closed(&self.bytes_in))
             || entrance.is_some_and(|e| closed(&e.messages_in) || closed(&e.bytes_in))
+    }
+
+    /// Milliseconds until shared rates keep nobody waiting any more.
+    pub(crate) fn closed_for(&self, entrance: Option<&Entrance>, tick: u64) -> u64 {
+        let of_listener = entrance.map(|e| [&e.messages_in, &e.bytes_in]);
+        let rates = [&self.messages_in, &self.bytes_in].into_iter();
+        let rates = rates.chain(of_listener.into_iter().flatten()).flatten();
+        rates.map(|rate| rate.closed_for(tick)).max().unwrap_or(0)
     }
 
     /// Milliseconds that shared rates keep a connection waiting, if at all.
@@ -239,6 +350,36 @@ mod tests {
         let mut stats = crate::Stats::default();
         stats.add(&counters);
         assert_eq!(stats.throttled_client_messages_in, 1);
+        assert_eq!(stats.throttled_client_bytes_in, 1);
+    }
+
+    #[test]
+    fn who_asks_first_waits_behind_those_who_asked_before_or_is_told_for_how_long() {
+        let paces = paces(Limits {
+            client_messages_in: Some(Rate::of(10, 2)),
+            client_bytes_in: Some(Rate::of(1_000, 1_000)),
+            ..Limits::default()
+        });
+        let counters = Counters::default();
+        let mut inbound = Inbound::default();
+        let mut reserve = |tick, bytes| {
+            let came = Came { messages: 1, bytes };
+            inbound.reserve(&paces, tick, came, 250, &counters)
+        };
+        let too_long = |rate, wait| Err(TooLong { rate, wait });
+        let one_by_one = [0, 0, 100, 200].map(Ok);
+        for expected in one_by_one {
+            assert_eq!(reserve(1_000, 1), expected);
+        }
+        // What is refused is not counted: the next one is told the same.
+        for _ in 0..2 {
+            assert_eq!(reserve(1_000, 1), too_long(ClientRate::Messages, 300));
+        }
+        assert_eq!(reserve(2_000, 2_000), Ok(0));
+        assert_eq!(reserve(2_000, 1), too_long(ClientRate::Bytes, 1_001));
+        let mut stats = crate::Stats::default();
+        stats.add(&counters);
+        assert_eq!(stats.throttled_client_messages_in, 4);
         assert_eq!(stats.throttled_client_bytes_in, 1);
     }
 

@@ -4,6 +4,7 @@
 //! socket ─► sockets, bans, hold-offs, listener, overload, rates ─► handshake ─► CONNECT
 //! CONNECT ─► bans and hold-offs again (the address may be a proxy's word) ─► overload ─► who is it?
 //!         ─► ban of client or principal ─► flapping? ─► session
+//! HTTP    ─► bans and hold-offs, who is it?, ban, flapping? ─► rates in ─► ban again
 //! served  ─► rates in and out, memory for incomplete packets, memory for what waits to be read
 //! ```
 //! Everything here is state and arithmetic: the time is handed in, nothing is read or waited for. Each
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 pub(crate) mod bans;
+pub(crate) mod debts;
 pub(crate) mod gate;
 pub(crate) mod hold_off;
 pub(crate) mod memory;
@@ -27,10 +29,11 @@ pub(crate) mod rate;
 pub(crate) mod shared_rate;
 pub(crate) mod watchlist;
 
-use bans::Bans;
+use bans::{BanTarget, Bans};
 use hold_off::{Applicant, HoldOffs};
 use memory::{QueueMemory, ReadMemory};
 use meter::Paces;
+use mqtt::ReasonCode;
 use overload::LoopDelays;
 use shared_rate::SharedRate;
 
@@ -138,6 +141,22 @@ impl Admission {
             return Err(Refused::BannedCertificate);
         }
         Ok(())
+    }
+
+    /// The outside did not believe somebody, for this reason. Counted; says who is held off for it.
+    pub(crate) fn disbelieved(
+        &self,
+        now: Moment,
+        who: &Applicant<'_>,
+        reason: ReasonCode,
+    ) -> Option<BanTarget> {
+        // What says nothing about credentials (moved, busy) is nobody's fault.
+        match reason {
+            ReasonCode::NotAuthorized | ReasonCode::BadUserNameOrPassword => {
+                self.hold_offs.failed(now, who)
+            }
+            _ => None,
+        }
     }
 
     /// Whether a client that authenticated may take its session.

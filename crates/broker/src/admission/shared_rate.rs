@@ -61,7 +61,12 @@ impl SharedRate {
             return self.is_closed();
         }
         unbooked.store(0, Ordering::Relaxed);
-        let wait = self.book(|used| used.charge(self.pace, nanoseconds(tick), sum));
+        self.charge_at_once(tick, sum)
+    }
+
+    /// The same for what came to no worker, or is much: booked at once.
+    pub(crate) fn charge_at_once(&self, tick: u64, count: u64) -> bool {
+        let wait = self.book(|used| used.charge(self.pace, nanoseconds(tick), count));
         if wait == 0 {
             return self.is_closed();
         }
@@ -73,6 +78,12 @@ impl SharedRate {
     /// Whether somebody may have to wait. A glance that costs nothing.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed_until.load(Ordering::Relaxed) != 0
+    }
+
+    /// Milliseconds until nobody has to wait any more.
+    pub(crate) fn closed_for(&self, tick: u64) -> u64 {
+        let until = self.closed_until.load(Ordering::Relaxed);
+        until.saturating_sub(tick)
     }
 
     /// Milliseconds to wait now; `None` if there is no need. Different for each, by `dice`, or all who

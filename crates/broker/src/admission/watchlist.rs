@@ -94,6 +94,12 @@ impl<K: Clone + Eq + Hash> Watchlist<K> {
         self.held.get(who).is_some_and(|held| held.until > now)
     }
 
+    /// Until when somebody is held.
+    pub(crate) fn held_until(&self, who: &K, now: u64) -> Option<u64> {
+        let held = self.held.get(who)?;
+        (held.until > now).then_some(held.until)
+    }
+
     /// Whether anybody may be held.
     pub(crate) fn holds_any(&self) -> bool {
         !self.held.is_empty()

@@ -107,23 +107,13 @@ impl Shard {
 
     /// The outside did not believe a client. Counted; it may be held off for it.
     pub(super) fn failed_to_authenticate(&mut self, id: ConnectionId, reason: ReasonCode) {
-        // What says nothing about credentials (moved, busy) is nobody's fault.
-        if !matches!(
-            reason,
-            ReasonCode::NotAuthorized | ReasonCode::BadUserNameOrPassword
-        ) {
-            return;
-        }
         let Some(tenant) = self.tenants.get(id) else {
             return;
         };
         let claimed = tenant.joiner.as_ref().map(|j| &*j.connect.client_id);
         let applicant = applicant(tenant, claimed.unwrap_or_default());
-        let held = self
-            .exchange
-            .admission
-            .hold_offs
-            .failed(self.now, &applicant);
+        let admission = &self.exchange.admission;
+        let held = admission.disbelieved(self.now, &applicant, reason);
         if let Some(target) = held {
             tracing::warn!(
                 event = "client.held_off",

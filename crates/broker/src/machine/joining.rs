@@ -561,6 +561,7 @@ impl Shard {
                 properties.authentication_data = auth_data.map(Into::into);
             });
         }
+        self.take_on_debt(id, session_id);
         // An earlier session of this client may have ended a moment ago, and the store not know it yet.
         let ends = self
             .sessions

@@ -116,6 +116,7 @@ impl Shard {
         if let Some(tenant) = self.tenants.get(id) {
             tenant.wake();
         }
+        self.keep_debt(id);
         if !self.traces.is_empty() {
             self.trace_end(id, &end);
         }

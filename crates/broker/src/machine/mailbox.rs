@@ -19,6 +19,7 @@ use journal::Position;
 
 use super::Receipt;
 use super::admitting::Search;
+use super::charging::Visit;
 use super::delivery::Delivery;
 use super::exchange::Parked;
 use super::format::Owner;
@@ -51,6 +52,8 @@ pub(crate) enum Mail {
     Principal(Option<Arc<str>>, Order),
     /// Something an operator wants. How many there are at once is bounded by whoever asks.
     Inquiry(Inquiry),
+    /// Somebody without a connection wants to publish. As many at once as there are HTTP connections.
+    Visit(Visit),
     /// A trace begins or ends.
     Trace(TraceOrder),
     /// Bans came into force.

@@ -13,6 +13,7 @@ pub(crate) mod admitting;
 pub(crate) mod age;
 pub(crate) mod alias;
 mod announcing;
+pub(crate) mod charging;
 #[cfg(test)]
 mod clock_stories;
 pub(crate) mod connection;

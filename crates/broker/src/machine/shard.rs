@@ -41,6 +41,7 @@ use super::share::Presence;
 use super::slots::{ConnectionId, SessionId, Slots};
 use super::tenants::{Departure, Farewell, News, Origin, Rest, Tenant, Tenants};
 use super::timers::Timers;
+use crate::admission::debts::Debts;
 use crate::admission::memory::{QueueTally, Reader, Standing};
 use crate::limits::Limits;
 use crate::stats::Counters;
@@ -72,6 +73,8 @@ pub(crate) struct Shard {
     pub(super) parked: Vec<Parked>,
     pub(super) fanout: Fanout,
     pub(super) storing: Storing,
+    /// What clients owe of their rates whose connection has ended.
+    pub(super) debts: Debts,
     /// Changes of what waits for connected clients.
     pub(super) queued: QueueTally,
     /// Connections on which retained messages are to be sent from now on.
@@ -181,6 +184,7 @@ impl Shard {
             parked: Vec::new(),
             fanout: Fanout::default(),
             storing: Storing::default(),
+            debts: Debts::default(),
             queued: QueueTally::default(),
             walkers: Vec::new(),
             gated: BTreeSet::new(),
@@ -545,6 +549,7 @@ impl Shard {
                 Mail::Ban(search) => self.enforce(search),
                 Mail::Principal(principal, order) => self.principal(principal.as_deref(), order),
                 Mail::Inquiry(inquiry) => self.inquire(inquiry),
+                Mail::Visit(visit) => self.visit(visit),
                 Mail::Trace(order) => self.trace_order(order),
                 Mail::Drain => {
                     self.state = State::Closing;

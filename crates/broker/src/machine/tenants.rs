@@ -14,6 +14,8 @@ use super::registry::Epoch;
 use super::slots::{ConnectionId, SessionId, Slots};
 use super::tracer::Tracer;
 use crate::admission::Fingerprint;
+use crate::admission::debts::Account;
+use crate::admission::meter::Inbound;
 use crate::hooks::{EnhancedAuthentication, Identity};
 use crate::presence::Traffic;
 use crate::proxy::Proxied;
@@ -66,6 +68,10 @@ pub(crate) struct Tenant {
     pub(crate) start: Start,
     /// What went over it; messages sent are in the outbox.
     pub(crate) counted: Counted,
+    /// What it has used of its client's rates in.
+    pub(crate) inbound: Inbound,
+    /// Where that goes when it ends; there once it has had a session, if clients have such rates.
+    pub(crate) account: Option<Account>,
     /// Set while it is traced.
     pub(crate) tracer: Option<Box<Tracer>>,
 }
@@ -186,6 +192,8 @@ impl Tenant {
             since_us: 0,
             start: Start::Clean,
             counted: Counted::default(),
+            inbound: Inbound::default(),
+            account: None,
             tracer: None,
         }
     }

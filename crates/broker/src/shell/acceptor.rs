@@ -66,6 +66,13 @@ pub(crate) struct Listener {
     pub(crate) bound: Bound,
 }
 
+impl Listener {
+    /// Its bounds.
+    pub(crate) fn entrance(&self) -> Arc<Entrance> {
+        Arc::clone(&self.door.entrance)
+    }
+}
+
 /// A connection on its way to a worker.
 #[derive(Debug)]
 pub(crate) struct Arrival {

@@ -20,6 +20,7 @@ use super::quic::{self, QuicSettingsError};
 use super::store::{self, Loaded, StoreError};
 use super::worker::{self, Ways};
 use crate::admission::bans::{Ban, BanTarget};
+use crate::admission::gate::Entrance;
 use crate::admission::hold_off::HeldOff;
 use crate::admission::overload::Overload;
 use crate::clients::MAX_PURGES;
@@ -221,6 +222,7 @@ impl Broker {
             return Err(StartError::NoListener);
         }
         let mut bound = Vec::with_capacity(listeners.len());
+        let mut entrances = Vec::new();
         let (mut streams, mut datagrams) = (Vec::new(), Vec::new());
         for config in listeners {
             match config.transport.clone() {
@@ -232,6 +234,7 @@ impl Broker {
                 _ => {
                     let listener = acceptor::bind(config, workers)?;
                     bound.push(listener.bound.clone());
+                    entrances.push((Arc::clone(&listener.bound.name), listener.entrance()));
                     streams.push(listener);
                 }
             }
@@ -254,6 +257,7 @@ impl Broker {
             sockets: Arc::clone(&sockets),
             clock,
             bound,
+            entrances,
             recovery,
             journal,
             accepting: accepting.clone(),
@@ -408,6 +412,8 @@ pub(super) struct Running {
     sockets: Arc<Sockets>,
     pub(super) clock: Clock,
     bound: Vec<Bound>,
+    /// By the name of the listener; of those that may have HTTP connections.
+    entrances: Vec<(Arc<str>, Arc<Entrance>)>,
     recovery: Recovery,
     journal: Option<Arc<Journal>>,
     accepting: CancellationToken,
@@ -598,6 +604,13 @@ impl fmt::Debug for BrokerHandle {
 }
 
 impl Running {
+    /// The bounds of a listener that may have HTTP connections.
+    pub(super) fn entrance(&self, listener: &str) -> Option<Arc<Entrance>> {
+        let mut entrances = self.entrances.iter();
+        let found = entrances.find(|(name, _)| **name == *listener);
+        found.map(|(_, entrance)| Arc::clone(entrance))
+    }
+
     fn threads(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -31,7 +31,7 @@ use super::socket::Movable;
 use super::worker::{READ_BUFFER, Worker};
 use crate::admission::gate::Entrance;
 use crate::admission::memory::Standing;
-use crate::admission::meter::{Came, Inbound, Outbound};
+use crate::admission::meter::{Came, Outbound};
 use crate::machine::connection::Appetite;
 use crate::machine::exchange::Exchange;
 use crate::machine::shard::Shard;
@@ -71,7 +71,6 @@ pub(crate) struct Link<S> {
     unsent: Leftover,
     flushing: Flushing,
     stage: Stage,
-    inbound: Inbound,
     /// There if the client has rates out.
     outbound: Option<Box<Sending>>,
     /// Set while the link closes or is held up.
@@ -158,7 +157,6 @@ where
             unsent: Leftover::default(),
             flushing: Flushing::Clean,
             stage: Stage::Open,
-            inbound: Inbound::default(),
             outbound,
             timer: None,
             place: Some(place),
@@ -184,7 +182,7 @@ where
         shard.count_unsent(unsent.bytes().len() as isize);
         drop(shard);
         let outbound = Sending::new(&worker.exchange);
-        Ok(Some(Link {
+        let mut link = Link {
             worker,
             id,
             transport: Some(transport),
@@ -193,12 +191,13 @@ where
             unsent,
             flushing: Flushing::Needed,
             stage: Stage::Open,
-            // What it used before it was known who it is, is forgiven.
-            inbound: Inbound::default(),
             outbound,
             timer: None,
             place,
-        }))
+        };
+        // It may owe for what it sent over an earlier connection.
+        link.charge(Came::default());
+        Ok(Some(link))
     }
 
     /// Moves to the worker of the session, if that is another one. Says whether it did.
@@ -287,8 +286,12 @@ where
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            if !self.partial.is_empty() && self.decode_partial() {
-                continue;
+            if !self.partial.is_empty() {
+                // What came with the CONNECT of a client that owes waits like what it has not sent yet.
+                ready!(self.hold_up(cx));
+                if self.decode_partial() {
+                    continue;
+                }
             }
             if self.worker.shard.borrow_mut().appetite(self.id) != Appetite::Hungry {
                 return Poll::Pending;
@@ -373,9 +376,7 @@ where
     /// Reads once and hands in all packets that are complete. Returns the bytes read, frames included.
     fn receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let worker = Rc::clone(&self.worker);
-        let tick = worker.shard.borrow().now().tick;
-        let paces = &worker.exchange.admission.paces;
-        let most = self.inbound.room(paces, tick, READ_BUFFER);
+        let most = worker.shard.borrow_mut().room_in(self.id, READ_BUFFER);
         if let Some(partial) = self.partial.bytes() {
             let growth = partial.len().clamp(MIN_READ, MAX_GROWTH);
             partial.reserve(growth);
@@ -474,11 +475,7 @@ where
             // Whether anybody waits for these is looked at before each read.
             admission.charge_shared(place, self.worker.number, tick, came);
         }
-        let wait = self
-            .inbound
-            .charge(&admission.paces, tick, came, shard.counters());
-        if let Some(wait) = wait {
-            shard.not_read_before(self.id, tick.saturating_add(wait));
+        if let Some(wait) = shard.charge(self.id, came) {
             self.timer = Some(Box::pin(tokio::time::sleep(Duration::from_millis(wait))));
         }
     }
@@ -507,7 +504,7 @@ where
             *bytes = BytesMut::from(&bytes[..]);
         }
         let _ = self.partial.recount(Standing::Client);
-        if messages > 0 {
+        if progress {
             self.charge(Came { messages, bytes: 0 });
         }
         progress || self.worker.shard.borrow_mut().farewell(self.id).is_some()
@@ -516,10 +513,7 @@ where
     /// Holds a publisher up while another worker cannot follow, and while it is too fast.
     fn pause(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if let Some(timer) = &mut self.timer {
-                ready!(timer.as_mut().poll(cx));
-                self.timer = None;
-            }
+            ready!(self.hold_up(cx));
             let wait = match self.worker.exchange.is_congested() {
                 true => self.congestion_wait(),
                 false => match self.shared_wait() {
@@ -529,6 +523,15 @@ where
             };
             self.timer = Some(Box::pin(tokio::time::sleep(wait)));
         }
+    }
+
+    /// Holds it up for as long as was found out before.
+    fn hold_up(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(timer) = &mut self.timer {
+            ready!(timer.as_mut().poll(cx));
+            self.timer = None;
+        }
+        Poll::Ready(())
     }
 
     /// How long to wait because another worker, or the disk, is behind. The client is not to be taken for
@@ -631,7 +634,11 @@ fn decode(worker: &Worker, id: ConnectionId, decoder: &mut Decoder, buffer: &mut
         match decoder.decode(buffer) {
             Ok(Some(packet)) => {
                 messages += u64::from(matches!(packet, Packet::Publish(_)));
+                let may_join = matches!(packet, Packet::Connect(_) | Packet::Auth(_));
                 shard.packet(id, packet);
+                if may_join && shard.owes(id) {
+                    break;
+                }
             }
             Ok(None) => break,
             Err(error) => {

@@ -26,6 +26,8 @@ pub(crate) mod proxied;
 pub(crate) mod quic;
 pub(crate) mod socket;
 pub(crate) mod store;
+pub(crate) mod turn;
+pub(crate) mod visitor;
 pub(crate) mod web;
 pub(crate) mod websocket;
 pub(crate) mod worker;

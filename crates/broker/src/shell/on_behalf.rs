@@ -1,7 +1,8 @@
 //! Publishing in somebody's name without a connection of MQTT: what comes in over HTTP.
 //!
-//! The same road as a PUBLISH: may they ([`Hooks::may_publish`](crate::Hooks::may_publish)), the tap,
-//! the subscribers, and an answer once everything that is to be kept is kept.
+//! The same road as a PUBLISH: who is it ([`visitor`](super::visitor)), is it its turn
+//! ([`turn`](super::turn)), may they ([`Hooks::may_publish`](crate::Hooks::may_publish)), the tap, the
+//! subscribers, and an answer once everything that is to be kept is kept.
 
 use std::time::Duration;
 
@@ -9,8 +10,8 @@ use journal::{Condition, Position};
 use mqtt::{Publish, QoS, ReasonCode, TopicName};
 
 use super::broker::BrokerHandle;
+use super::visitor::{Denied, Visitor};
 use crate::acknowledge::Acknowledge;
-use crate::admission::Refused;
 use crate::hooks::{Decision, Identity, Tap};
 use crate::stats::Counters;
 
@@ -18,37 +19,34 @@ use crate::stats::Counters;
 const STORE_PAUSE: Duration = Duration::from_millis(1);
 
 impl BrokerHandle {
-    /// Publishes in the name of `who`, as if it were connected and had sent this: access is checked, the
-    /// tap gets its copy, then the subscribers. At QoS 1 the answer comes when a PUBACK would.
-    /// Packet id and topic alias are ignored, QoS 2 is QoS 1: nothing here would recognise a
+    /// Publishes in the name of `who`, as if it were connected and had sent this: it is held to its rates,
+    /// access is checked, the tap gets its copy, then the subscribers. At QoS 1 the answer comes when a
+    /// PUBACK would. Packet id and topic alias are ignored, QoS 2 is QoS 1: nothing here would recognise a
     /// second attempt.
     ///
+    /// A message that is too early waits, for two seconds at most.
+    ///
     /// # Errors
-    /// The reason code that PUBACK would bring: [`TopicNameInvalid`](ReasonCode::TopicNameInvalid),
-    /// [`NotAuthorized`](ReasonCode::NotAuthorized), [`QuotaExceeded`](ReasonCode::QuotaExceeded),
-    /// [`RetainNotSupported`](ReasonCode::RetainNotSupported), or what the tap says. That nobody subscribes is no error.
-    pub async fn publish_as(&self, who: &Identity, message: &Publish) -> Result<(), ReasonCode> {
+    /// [`Denied::TooFast`], [`Crowded`](Denied::Crowded) or [`Behind`](Denied::Behind) if it would have to
+    /// wait for longer, [`Banned`](Denied::Banned) or [`Flapping`](Denied::Flapping) if that came in
+    /// between; else [`Reason`](Denied::Reason) with the code that PUBACK would bring:
+    /// [`TopicNameInvalid`](ReasonCode::TopicNameInvalid), [`NotAuthorized`](ReasonCode::NotAuthorized),
+    /// [`QuotaExceeded`](ReasonCode::QuotaExceeded),
+    /// [`RetainNotSupported`](ReasonCode::RetainNotSupported), or what the tap says. That nobody subscribes
+    /// is no error.
+    pub async fn publish_as(&self, who: &Visitor, message: &Publish) -> Result<(), Denied> {
+        self.wait_for_turn(who, message).await?;
+        self.admits(who, self.inner.clock.now())?;
+        let published = self.publish_in_turn(&who.identity, message).await;
+        published.map_err(Denied::Reason)
+    }
+
+    async fn publish_in_turn(&self, who: &Identity, message: &Publish) -> Result<(), ReasonCode> {
         let exchange = &self.inner.exchange;
         let counters = exchange.outside_counters();
         count(counters, message);
         if TopicName::parse(&message.topic).is_err() {
             return Err(ReasonCode::TopicNameInvalid);
-        }
-        let now = self.inner.clock.now();
-        let bans = &exchange.admission.bans;
-        let banned = match bans.client(now, &who.client_id) {
-            true => Some(Refused::BannedClient),
-            false => bans
-                .principal(now, &who.principal)
-                .then_some(Refused::BannedPrincipal),
-        };
-        if let Some(banned) = banned {
-            counters.refused(banned);
-            return Err(ReasonCode::NotAuthorized);
-        }
-        // As a connection is not read from. The caller bounds how long it waits.
-        while exchange.is_congested() {
-            tokio::time::sleep(STORE_PAUSE).await;
         }
         if let Some(reason) = exchange.too_deep(&message.topic) {
             return Err(reason);

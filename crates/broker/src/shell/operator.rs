@@ -136,7 +136,7 @@ impl BrokerHandle {
     }
 
     /// Waits for an answer; `None` if the broker stopped before it came.
-    async fn answer<T>(&self, answer: oneshot::Receiver<T>) -> Option<T> {
+    pub(super) async fn answer<T>(&self, answer: oneshot::Receiver<T>) -> Option<T> {
         let mut stopped = self.inner.stopped.clone();
         tokio::select! {
             biased;
@@ -147,7 +147,8 @@ impl BrokerHandle {
     }
 }
 
-fn reply<T: Send + 'static>(
+/// A way for an answer, and where it comes out. A place is given back with the answer.
+pub(super) fn reply<T: Send + 'static>(
     place: Option<OwnedSemaphorePermit>,
 ) -> (Reply<T>, oneshot::Receiver<T>) {
     let (sender, receiver) = oneshot::channel();

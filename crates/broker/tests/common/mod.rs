@@ -13,9 +13,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use broker::{
-    Acknowledge, AuthStep, Broker, BrokerConfig, BrokerHandle, ConnectAttempt, Decision,
+    Acknowledge, AuthStep, Broker, BrokerConfig, BrokerHandle, ConnectAttempt, Decision, Denied,
     EnhancedAuthentication, HoldOff, Hooks, Identity, Limits, ListenerConfig, Proxied, Refusal,
-    Store, StoreConfig, Tap, Transport,
+    Store, StoreConfig, Tap, Transport, Visitor,
 };
 use mqtt::{
     Bytes, BytesMut, ConnAck, Connect, Decoder, Disconnect, Packet, PacketId, PubAck, PubComp,
@@ -23,6 +23,7 @@ use mqtt::{
     SubscriptionId, TopicFilter, UnsubAck, Unsubscribe, UnsubscribeProperties, Version, Will,
     WillProperties,
 };
+use rustls::pki_types::CertificateDer;
 use tempfile::TempDir;
 
 /// Both protocols, for what they share.
@@ -301,7 +302,41 @@ impl Site {
     }
 }
 
+/// Somebody who comes without a connection of MQTT, from 192.0.2.7 and without a certificate.
+pub fn visitor(setup: &Setup, client_id: &str, principal: &str) -> Result<Visitor, Denied> {
+    visitor_from(setup, "192.0.2.7", &[], client_id, principal)
+}
+
+/// The same from somewhere, with certificates.
+pub fn visitor_from(
+    setup: &Setup,
+    address: &str,
+    certificates: &[CertificateDer<'static>],
+    client_id: &str,
+    principal: &str,
+) -> Result<Visitor, Denied> {
+    setup.handle.identify(&ConnectAttempt {
+        listener: &"test".into(),
+        transport: "https",
+        peer: SocketAddr::new(address.parse().expect("an address"), 4711),
+        proxied: None,
+        client_id,
+        username: Some(principal),
+        password: None,
+        certificates,
+    })
+}
+
 impl Setup {
+    /// The same broker, for another thread.
+    pub fn again(&self) -> Setup {
+        Setup {
+            handle: self.handle.clone(),
+            outside: Arc::clone(&self.outside),
+            addr: self.addr,
+        }
+    }
+
     /// Connects, whatever the answer is.
     pub fn join(&self, connect: Connect) -> (Client, ConnAck) {
         let mut client = Client::open(dial(self.addr), connect);
