@@ -33,6 +33,12 @@ pub struct Limits {
     /// Sockets that are not connected clients yet (handshake, CONNECT outstanding). The next one
     /// is closed without a word: a reason would cost the handshake this bound is there to save.
     pub max_pending_connections: usize,
+    /// The same of one address, over all listeners: an IPv4 address, or an IPv6 /64; behind a proxy, what
+    /// that announces. The next one is closed like that. 2,048, a quarter of all: one host that opens
+    /// sockets and says nothing does not keep others out, and a fleet behind one address that comes back
+    /// at once has room. So that they do not take all handshakes either, one address has half of these at
+    /// a time (`max_handshakes`), and waits for itself beyond that.
+    pub max_pending_per_address: usize,
     /// HTTP connections that came in on ports of the broker and are with a
     /// [`WebService`](crate::WebService) now. The next one is answered 503 and closed. 1,024: people and
     /// programs that look at a fleet, not the fleet; apart from the vehicles, so that neither keeps the
@@ -72,7 +78,8 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// Time from an open (for TLS: authenticated) connection to its CONNECT.
     pub connect_timeout: Duration,
-    /// TLS handshakes in progress at once, over all workers; further connections wait their turn.
+    /// TLS handshakes in progress at once, over all workers; further connections wait their turn. Half of
+    /// them at most are of one address.
     /// Bounds memory: a handshake holds up to 40 KiB, an established connection 8.
     pub max_handshakes: usize,
     /// Deliveries waiting between two workers, per receiving worker. Publishers are not read from
@@ -139,6 +146,7 @@ impl Default for Limits {
             keep_alive_max: Duration::from_secs(20 * 60),
             max_connections: 400_000,
             max_pending_connections: 8_192,
+            max_pending_per_address: 2_048,
             max_web_connections: 1_024,
             max_subscriptions: 1_000,
             max_filter_levels: 128,

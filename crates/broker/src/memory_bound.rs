@@ -144,6 +144,8 @@ mod tests {
             max_topic_levels: _,
             topic_alias_maximum: _,
             topic_alias_maximum_out: _,
+            // Within `max_pending_connections`.
+            max_pending_per_address: _,
             // Times, rates and rules.
             keep_alive_max: _,
             session_expiry_max: _,

@@ -230,6 +230,8 @@ counters! {
     refused_handshakes,
     /// Sockets refused because there are as many as there may be, or no file descriptor was left.
     refused_sockets,
+    /// Sockets refused because too many others of their address are not clients yet.
+    refused_pending_address,
     /// Sockets and CONNECTs refused because the workers were late.
     refused_overload,
     /// Connections closed because the memory for incomplete packets was used up.
@@ -291,6 +293,7 @@ impl Counters {
             Refused::ListenerFull => &self.refused_listener_full,
             Refused::Handshakes => &self.refused_handshakes,
             Refused::Sockets => &self.refused_sockets,
+            Refused::PendingAddress => &self.refused_pending_address,
             Refused::Overload => &self.refused_overload,
             Refused::ReadMemory => &self.refused_read_memory,
         };
@@ -374,7 +377,7 @@ impl Stats {
 
     /// Sockets and CONNECTs refused by a limit, a ban or a hold-off, with the reason as a short stable
     /// name for a metric label.
-    pub fn refused(&self) -> [(&'static str, u64); 13] {
+    pub fn refused(&self) -> [(&'static str, u64); 14] {
         [
             ("banned_address", self.refused_banned_address),
             ("banned_client", self.refused_banned_client),
@@ -387,6 +390,7 @@ impl Stats {
             ("listener_full", self.refused_listener_full),
             ("handshakes", self.refused_handshakes),
             ("sockets", self.refused_sockets),
+            ("pending_address", self.refused_pending_address),
             ("overload", self.refused_overload),
             ("read_memory", self.refused_read_memory),
         ]

@@ -29,6 +29,7 @@ pub fn of(config: &Config, max_sockets: usize) -> Limits {
         topic_alias_maximum_out: mqtt.topic_alias_maximum_out,
         connect_rate: mqtt.connect_rate.map(rate),
         max_handshakes: mqtt.max_handshakes as usize,
+        max_pending_per_address: mqtt.max_pending_per_address as usize,
         client_messages_in: mqtt.client_message_rate_in.map(rate),
         client_messages_out: mqtt.client_message_rate_out.map(rate),
         client_bytes_in: mqtt.client_byte_rate_in.map(rate),

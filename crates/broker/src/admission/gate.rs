@@ -69,6 +69,11 @@ impl Entrance {
         (before < self.max_handshakes).then_some(handshake)
     }
 
+    /// Whether it takes only so many connections in a time.
+    pub(crate) fn has_connect_rate(&self) -> bool {
+        self.connect_rate.is_some()
+    }
+
     /// Whether it has rates that its connections share.
     pub(crate) fn shares_rates(&self) -> bool {
         self.messages_in.is_some() || self.bytes_in.is_some()
@@ -85,8 +90,13 @@ pub(crate) enum Overloaded {
 }
 
 impl Admission {
-    /// Whether a new socket is let in. `open` is how many there are; no address if it is a proxy's.
-    pub(crate) fn socket(
+    /// Whether a new socket is let in, and the place that `place` finds for it. `open` is how many there
+    /// are; no address if it is a proxy's.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "all that is known of a socket, asked in one place"
+    )]
+    pub(crate) fn socket<T>(
         &self,
         now: Moment,
         address: Option<IpAddr>,
@@ -94,17 +104,13 @@ impl Admission {
         open: usize,
         limits: &Limits,
         overloaded: Overloaded,
-    ) -> Result<(), Refused> {
+        place: impl FnOnce() -> Result<T, Refused>,
+    ) -> Result<T, Refused> {
         if open >= limits.max_sockets {
             return Err(Refused::Sockets);
         }
         if let Some(address) = address {
-            if self.bans.address(now, address) {
-                return Err(Refused::BannedAddress);
-            }
-            if self.hold_offs.is_address_held(now, address) {
-                return Err(Refused::HeldOff);
-            }
+            self.unwanted(now, address)?;
         }
         if entrance.sockets.load(Ordering::Relaxed) >= entrance.max_connections {
             return Err(Refused::ListenerFull);
@@ -112,13 +118,26 @@ impl Admission {
         if overloaded == Overloaded::CloseNow && self.delays.refuses(now.tick) {
             return Err(Refused::Overload);
         }
+        // Given back if a rate says no.
+        let place = place()?;
         let takes = |rate: &Option<SharedRate>| rate.as_ref().is_none_or(|r| r.take(now.tick));
         if !takes(&entrance.connect_rate) {
             return Err(Refused::ListenerConnectRate);
         }
         match takes(&self.connect_rate) {
-            true => Ok(()),
+            true => Ok(place),
             false => Err(Refused::ConnectRate),
+        }
+    }
+
+    /// Whether nothing is taken from an address.
+    pub(crate) fn unwanted(&self, now: Moment, address: IpAddr) -> Result<(), Refused> {
+        if self.bans.address(now, address) {
+            return Err(Refused::BannedAddress);
+        }
+        match self.hold_offs.is_address_held(now, address) {
+            true => Err(Refused::HeldOff),
+            false => Ok(()),
         }
     }
 }
@@ -159,7 +178,8 @@ mod tests {
         let banned: IpAddr = "192.0.2.5".parse().expect("an address");
         let ask = |address: IpAddr, entrance: &Entrance, open| {
             let when = Overloaded::CloseNow;
-            admission.socket(now(0), Some(address), entrance, open, &limits, when)
+            let place = || Ok(());
+            admission.socket(now(0), Some(address), entrance, open, &limits, when, place)
         };
         assert_eq!(ask(good, &entrance, 100), Err(Refused::Sockets));
         assert_eq!(ask(banned, &entrance, 0), Err(Refused::BannedAddress));

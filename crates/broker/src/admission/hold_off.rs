@@ -9,6 +9,20 @@
 //!   connect from it excuses as many as it takes. So one bad car does not lock out the fleet that shares
 //!   its address, and somebody who tries one identifier after the other does lock out himself.
 //!
+//! *Bad certificates.* A TLS handshake that fails for want of a good client certificate has cost us the
+//! expensive part, the key exchange and our signature, before the certificate is even seen. To hold off the
+//! certificate would save next to nothing; only its address, where nothing is taken from it, does. But an
+//! address may be that of a fleet, of which some certificates have expired and their cars try for ever. So
+//! an address is held off for this only if nothing good comes from it:
+//!
+//! - ten times as many handshakes failed as of other failures, which costs us next to nothing in a minute;
+//! - more failed than succeeded with a certificate, HTTPS included;
+//! - and no client from there is connected, over any listener.
+//!
+//! Price: who has one good certificate may show bad ones as often as it likes; rates bound that
+//! ([`Limits::connect_rate`](crate::Limits::connect_rate)). And a good car alone with a bad one behind an
+//! address waits, once it has gone, for up to [`HoldOff::lasts`].
+//!
 //! *Flapping.* Counted by principal and client identifier after authentication, takeovers included: two
 //! devices with one identifier that throw each other out are found like this.
 //!
@@ -30,7 +44,9 @@ use crate::machine::exchange::hash;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HoldOff {
     /// Failed authentications; at this many, whoever failed is held off: closed before the handshake, or
-    /// 0x9F in CONNACK. 10: a person mistyping gives up before. 0: nobody is.
+    /// 0x9F in CONNACK. 10: a person mistyping gives up before. Handshakes that fail for want of a good
+    /// client certificate count a tenth, and against an address from which nobody is connected. 0: nobody
+    /// is.
     pub failures: u32,
     /// Connections of one client that broke: ended without DISCONNECT, or taken over by another; at this
     /// many it is held off: 0x9F in CONNACK. 30: a car on the worst of links needs some seconds for each.
@@ -94,7 +110,12 @@ enum Suspect {
     Address(IpAddr),
     ClientAt(IpAddr, Arc<str>),
     Certificate(Fingerprint),
+    /// An address, for its TLS handshakes: only counted. Who is held off for them is the address.
+    Handshakes(IpAddr),
 }
+
+/// Handshakes without a good certificate that weigh as much as one other failure.
+const HANDSHAKES_PER_FAILURE: u32 = 10;
 
 /// Of whom broken connections are counted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -184,6 +205,38 @@ impl HoldOffs {
         held
     }
 
+    /// A TLS handshake failed for want of a good client certificate, at an address from which so many
+    /// clients are connected. Says who is held off from now on.
+    pub(crate) fn bad_certificate(
+        &self,
+        now: Moment,
+        address: IpAddr,
+        clients: usize,
+    ) -> Option<BanTarget> {
+        if self.rules.failures == 0 {
+            return None;
+        }
+        let network = network_of(address);
+        let within = self.rules.within.as_millis() as u64;
+        let most = self.rules.failures.saturating_mul(HANDSHAKES_PER_FAILURE);
+        self.failed.store(true, Ordering::Relaxed);
+        let mut suspects = self.suspects();
+        let (tally, _) = suspects.tally(&Suspect::Handshakes(network), now.tick, within);
+        tally.bad = tally.bad.saturating_add(1);
+        let bad = tally.bad;
+        if bad < most || bad <= tally.good || clients > 0 {
+            return None;
+        }
+        // Or one more would do, once it is released.
+        tally.bad = 0;
+        self.hold(&mut suspects, now, &Suspect::Address(network), bad)
+    }
+
+    /// A TLS handshake succeeded, with a client certificate.
+    pub(crate) fn good_certificate(&self, now: Moment, address: IpAddr) {
+        self.excuse(now, &Suspect::Handshakes(network_of(address)));
+    }
+
     fn hold(
         &self,
         suspects: &mut Watchlist<Suspect>,
@@ -199,12 +252,15 @@ impl HoldOffs {
 
     /// Somebody authenticated.
     pub(crate) fn succeeded(&self, now: Moment, address: IpAddr) {
+        self.excuse(now, &Suspect::Address(network_of(address)));
+    }
+
+    fn excuse(&self, now: Moment, suspect: &Suspect) {
         if !self.failed.load(Ordering::Relaxed) {
             return;
         }
         let within = self.rules.within.as_millis() as u64;
-        let address = Suspect::Address(network_of(address));
-        if let Some(tally) = self.suspects().known(&address, now.tick, within) {
+        if let Some(tally) = self.suspects().known(suspect, now.tick, within) {
             tally.good = tally.good.saturating_add(1);
         }
     }
@@ -317,7 +373,9 @@ impl HoldOffs {
 impl Suspect {
     fn target(&self) -> BanTarget {
         match self {
-            Suspect::Address(address) => BanTarget::Addresses(range(*address)),
+            Suspect::Address(address) | Suspect::Handshakes(address) => {
+                BanTarget::Addresses(range(*address))
+            }
             Suspect::ClientAt(_, id) => BanTarget::Client(Arc::clone(id)),
             Suspect::Certificate(fingerprint) => BanTarget::Certificate(*fingerprint),
         }
@@ -483,6 +541,41 @@ mod tests {
     }
 
     #[test]
+    fn an_address_of_bad_certificates_alone_is_held_off_and_can_be_released() {
+        let holds = HoldOffs::new(RULES);
+        let address: IpAddr = "203.0.113.7".parse().expect("an address");
+        for _ in 0..29 {
+            assert_eq!(holds.bad_certificate(at(0), address, 0), None);
+        }
+        let target = holds.bad_certificate(at(0), address, 0).expect("held off");
+        assert_eq!(target, BanTarget::Addresses(address.into()));
+        assert!(holds.is_address_held(at(1), address));
+        assert_eq!(holds.all(at(1))[0].count, 30);
+        assert!(holds.release(at(1), &target));
+        assert!(!holds.is_address_held(at(1), address));
+        assert_eq!(holds.bad_certificate(at(1), address, 0), None, "anew");
+    }
+
+    /// Some cars of a fleet behind one address have certificates that expired, and try for ever.
+    #[test]
+    fn an_address_from_which_good_comes_is_not_held_off_for_bad_certificates() {
+        let holds = HoldOffs::new(RULES);
+        let [fleet, depot, slow] = ["203.0.113.7", "203.0.113.8", "203.0.113.9"]
+            .map(|text| text.parse::<IpAddr>().expect("an address"));
+        for n in 0..1000 {
+            // Connected all the while, and nothing new.
+            assert_eq!(holds.bad_certificate(at(0), fleet, 1), None);
+            // Come and go, more of them than fail.
+            assert_eq!(holds.bad_certificate(at(0), depot, 0), None);
+            holds.good_certificate(at(0), depot);
+            holds.good_certificate(at(0), depot);
+            // Two seconds between two.
+            assert_eq!(holds.bad_certificate(at(2 * n), slow, 0), None);
+        }
+        assert!(holds.all(at(0)).is_empty());
+    }
+
+    #[test]
     fn failures_that_lie_far_apart_do_not_add_up() {
         let holds = HoldOffs::new(RULES);
         for minute in 0..20 {
@@ -520,6 +613,8 @@ mod tests {
         });
         for _ in 0..100 {
             assert_eq!(holds.failed(at(0), &from("203.0.113.7", "a")), None);
+            let address = from("203.0.113.7", "a").address;
+            assert_eq!(holds.bad_certificate(at(0), address, 0), None);
             holds.broke(at(0), &"p".into(), &"c".into());
             assert!(!holds.is_flapping(at(0), &"p".into(), &"c".into()));
         }

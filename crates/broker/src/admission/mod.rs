@@ -24,6 +24,7 @@ pub(crate) mod gate;
 pub(crate) mod hold_off;
 pub(crate) mod memory;
 pub(crate) mod meter;
+pub(crate) mod neighbours;
 pub(crate) mod overload;
 pub(crate) mod rate;
 pub(crate) mod shared_rate;
@@ -61,6 +62,8 @@ pub(crate) enum Refused {
     Handshakes,
     /// Too many sockets, or file descriptors.
     Sockets,
+    /// Too many sockets of its network that are not clients yet.
+    PendingAddress,
     Overload,
     /// Its incomplete packet would have taken more memory than there is for all of them.
     ReadMemory,

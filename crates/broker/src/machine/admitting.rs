@@ -10,7 +10,7 @@ use super::connection::OVERLOADED;
 use super::mailbox::Mail;
 use super::shard::Shard;
 use super::slots::{ConnectionId, SessionId};
-use super::tenants::Tenant;
+use super::tenants::{Joiner, Tenant};
 use crate::admission::bans::BanList;
 use crate::admission::hold_off::Applicant;
 use crate::admission::{Fingerprint, Refused};
@@ -52,6 +52,13 @@ impl Shard {
             self.refuse(id, Refusal::new(ReasonCode::ServerBusy, OVERLOADED));
             return false;
         };
+        // For whoever is told that it was refused, when that is said. What else it asked for is forgotten.
+        let _ = Some(Box::new(Joiner {
+            connect: Box::new(Connect::new(connect.version, connect.client_id.detached())),
+            assigned: None,
+            known: None,
+            auth_data: None,
+        }));
         let until = self.now.tick + place.wait_ms;
         tenant.connection.put_off(until, place);
         self.file(id, Some(until));
@@ -99,6 +106,7 @@ impl Shard {
             | Refused::ListenerFull
             | Refused::Handshakes
             | Refused::Sockets
+            | Refused::PendingAddress
             | Refused::Overload
             | Refused::ReadMemory => (ReasonCode::ServerBusy, "the broker is busy"),
         };

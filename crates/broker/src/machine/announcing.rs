@@ -181,7 +181,7 @@ impl Shard {
 }
 
 /// An event about a connection, without time and number.
-fn event<'a>(
+pub(super) fn event<'a>(
     tenant: &'a Tenant,
     identity: Option<&'a Identity>,
     client_id: &'a str,

@@ -362,12 +362,21 @@ impl Connection {
         }
     }
 
-    /// The CONNACK that says yes exceeds the client's Maximum Packet Size. Nothing else may come first
-    /// [MQTT-3.2.0-1], so one without properties says no.
-    pub(crate) fn turn_away(&mut self, out: &mut Vec<Output>) {
-        let reason = ReasonCode::PacketTooLarge;
-        out.push(Output::Send(ConnAck::refusal(reason).into()));
-        let detail = "CONNACK exceeds the client's maximum packet size";
+    /// The CONNACK that says yes cannot be sent: it exceeds the client's Maximum Packet Size, for one.
+    /// Nothing else may come first [MQTT-3.2.0-1], so one without properties says no.
+    pub(crate) fn turn_away(
+        &mut self,
+        reason: ReasonCode,
+        detail: &'static str,
+        out: &mut Vec<Output>,
+    ) {
+        if self.is_ended() {
+            return;
+        }
+        // Of 3.1.1, where it is not to be encoded, nothing is sent.
+        if self.version == Version::V5 || reason.connect_return_code().is_some() {
+            out.push(Output::Send(ConnAck::refusal(reason).into()));
+        }
         self.end_refused(reason, detail, out);
     }
 

@@ -18,6 +18,7 @@ pub(crate) mod charging;
 mod clock_stories;
 pub(crate) mod connection;
 pub(crate) mod delivery;
+pub(crate) mod departure;
 mod description;
 pub(crate) mod exchange;
 pub(crate) mod fanout;
@@ -52,6 +53,8 @@ pub(crate) mod store;
 mod stories;
 #[cfg(test)]
 mod stories_operator;
+#[cfg(test)]
+mod stories_unconnected;
 pub(crate) mod subscriber;
 mod subscribing;
 pub(crate) mod tenants;

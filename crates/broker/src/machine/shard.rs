@@ -29,6 +29,7 @@ use mqtt::{DecodeError, Packet, QoS, ReasonCode, Utf8, Version};
 use super::Moment;
 use super::connection::{Answers, Appetite, Connection, EndedBy, Output, TimedOut};
 use super::delivery::Access;
+use super::departure::Departure;
 use super::exchange::{Exchange, Parked, Share};
 use super::fanout::Fanout;
 use super::mailbox::{Mail, Mailbox, Order, Post};
@@ -39,7 +40,7 @@ use super::principals::Principals;
 use super::session::{Context, Deferred, MAX_DEFERRED, Offered, Session};
 use super::share::Presence;
 use super::slots::{ConnectionId, SessionId, Slots};
-use super::tenants::{Departure, Farewell, News, Origin, Rest, Tenant, Tenants};
+use super::tenants::{Farewell, News, Origin, Rest, Tenant, Tenants};
 use super::timers::Timers;
 use crate::admission::debts::Debts;
 use crate::admission::memory::{QueueTally, Reader, Standing};
@@ -237,15 +238,18 @@ impl Shard {
     pub(crate) fn arrive(&mut self, departure: Departure) -> Option<ConnectionId> {
         debug_assert_eq!(departure.to(), self.number);
         if self.state == State::Closing {
+            departure.fail(ReasonCode::ServerUnavailable, "the broker stops");
             return None;
         }
-        let mut tenant = departure.tenant;
+        if !self.tenants.has_room(self.number) {
+            departure.fail(ReasonCode::QuotaExceeded, "the shard is full");
+            return None;
+        }
+        let mut tenant = departure.arrived()?;
         tenant.waker = None;
         tenant.rest = Rest::Awake;
         tenant.next_look = u64::MAX;
-        if let Some(tracer) = &mut tenant.tracer {
-            tracer.forget_ended();
-        }
+        tenant.tracer.take_if(|tracer| tracer.forget_ended());
         let id = self.take_in(tenant)?;
         if !self.traces.is_empty() {
             // One may have begun while it was on its way.
@@ -273,7 +277,7 @@ impl Shard {
         if self.is_done() {
             self.mailbox.post(Mail::Drain);
         }
-        Some(Departure { to, tenant })
+        Some(Departure::new(to, tenant, &self.exchange, self.now))
     }
 
     /// Whether the next packet of a connection may be handed in.
@@ -1142,7 +1146,8 @@ impl Shard {
                 }
                 match packet {
                     Packet::ConnAck(_) => self.step(id, |connection, _, _, out| {
-                        connection.turn_away(out);
+                        let detail = "CONNACK exceeds the client's maximum packet size";
+                        connection.turn_away(ReasonCode::PacketTooLarge, detail, out);
                     }),
                     _ => self.close(
                         id,
@@ -1153,11 +1158,13 @@ impl Shard {
             }
             Err(error) => {
                 tracing::error!(event = "packet.unencodable", packet = %packet.packet_type(), %error);
-                self.close(
-                    id,
-                    ReasonCode::ImplementationSpecificError,
-                    "an answer cannot be encoded",
-                );
+                let reason = ReasonCode::ImplementationSpecificError;
+                match packet {
+                    Packet::PingReq => self.step(id, |connection, _, _, out| {
+                        connection.turn_away(reason, "CONNACK cannot be encoded", out);
+                    }),
+                    _ => self.close(id, reason, "an answer cannot be encoded"),
+                }
             }
         }
     }

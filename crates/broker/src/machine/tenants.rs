@@ -1,6 +1,6 @@
 //! The connections of a shard, each with all that belongs to it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -33,12 +33,22 @@ pub(crate) struct Origin {
     pub(crate) proxied: Option<Box<Proxied>>,
 }
 
+impl Origin {
+    /// Where the client is; `None` if only its proxy knows, and did not say.
+    pub(crate) fn address(&self) -> Option<IpAddr> {
+        match &self.proxied {
+            Some(proxied) if proxied.proxy == self.peer => None,
+            _ => Some(self.peer.ip()),
+        }
+    }
+}
+
 /// One connection with all that belongs to it. Some 500 bytes while idle, its session apart.
 pub(crate) struct Tenant {
     pub(crate) connection: Connection,
     pub(crate) outbox: Outbox,
     pub(crate) origin: Origin,
-    /// From CONNECT until its session is there.
+    /// From CONNECT until its session is there; of one that is put off, no more than its name.
     pub(crate) joiner: Option<Box<Joiner>>,
     /// An enhanced authentication under way.
     pub(crate) authentication: Option<Box<dyn EnhancedAuthentication>>,
@@ -100,28 +110,6 @@ pub(crate) struct Joiner {
     pub(crate) known: Option<(Identity, Epoch)>,
     /// The last word of an enhanced authentication.
     pub(crate) auth_data: Option<Bytes>,
-}
-
-/// A connection on its way to the shard of its session.
-pub(crate) struct Departure {
-    pub(crate) to: usize,
-    pub(crate) tenant: Box<Tenant>,
-}
-
-impl Departure {
-    /// The shard to take it to.
-    pub(crate) fn to(&self) -> usize {
-        self.to
-    }
-}
-
-impl std::fmt::Debug for Departure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Departure")
-            .field("to", &self.to)
-            .field("peer", &self.tenant.origin.peer)
-            .finish_non_exhaustive()
-    }
 }
 
 /// Whether the connection's task waits, and for what.
@@ -257,6 +245,11 @@ impl Tenants {
 
     pub(crate) fn get(&mut self, id: ConnectionId) -> Option<&mut Tenant> {
         self.slots.get(id)
+    }
+
+    /// Whether there is room for one more.
+    pub(crate) fn has_room(&self, shard: usize) -> bool {
+        self.slots.next_id::<Tenant>(shard).is_some()
     }
 
     pub(crate) fn insert(&mut self, shard: usize, tenant: Box<Tenant>) -> Option<ConnectionId> {

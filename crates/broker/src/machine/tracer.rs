@@ -18,6 +18,7 @@ use mqtt::{ConnAck, Decoder, Packet, PacketType, ReasonCode, Version};
 
 use super::connection::End;
 use super::description::Description;
+use super::mailbox::Mail;
 use super::shard::Shard;
 use super::slots::ConnectionId;
 use super::tenants::Tenant;
@@ -41,7 +42,12 @@ pub(crate) struct Tracer {
 pub(crate) enum TraceOrder {
     Begin(Arc<Sink>),
     End(Arc<Sink>),
+    /// It has ended: no connection in this slot or behind it is to carry it.
+    Forget(Arc<Sink>, usize),
 }
+
+/// Connections looked at in one piece when a trace ends.
+const SEARCHED: usize = if cfg!(test) { 16 } else { 4096 };
 
 impl Tracer {
     fn new(client_id: Arc<str>, peer: SocketAddr) -> Tracer {
@@ -59,9 +65,22 @@ impl Tracer {
         self.sinks.iter().any(|known| Arc::ptr_eq(known, sink))
     }
 
-    /// Some trace may have ended while its connection was between two shards.
-    pub(super) fn forget_ended(&mut self) {
+    /// Some trace may have ended while its connection was between two shards. Says whether that was all.
+    pub(super) fn forget_ended(&mut self) -> bool {
         self.sinks.retain(|sink| sink.is_open());
+        self.sinks.is_empty()
+    }
+
+    /// The connection is over.
+    pub(super) fn ended(&self, at_us: i64, end: &End) {
+        let by = super::announcing::disconnected_by(end).name();
+        let (reason, detail) = (end.reason, end.detail.escape_debug());
+        let line = format!("disconnected by={by} {reason} {detail}");
+        let event = TraceEvent {
+            reason: Some(end.reason),
+            ..self.mark(at_us, "disconnected", line)
+        };
+        self.tell(&event, None);
     }
 
     /// An event that is not a packet.
@@ -212,16 +231,29 @@ impl Shard {
             }
             TraceOrder::End(sink) => {
                 self.traces.retain(|known| !Arc::ptr_eq(known, &sink));
-                for id in self.traced(&sink) {
-                    let Some(tenant) = self.tenants.get(id) else {
-                        continue;
-                    };
-                    if let Some(tracer) = &mut tenant.tracer {
-                        tracer.sinks.retain(|known| !Arc::ptr_eq(known, &sink));
-                    }
-                    tenant.tracer.take_if(|tracer| tracer.sinks.is_empty());
-                }
+                self.forget(sink, 0);
             }
+            TraceOrder::Forget(sink, from) => self.forget(sink, from),
+        }
+    }
+
+    /// Takes a trace that has ended from those that carry it. All are asked, as some have no session to
+    /// be found by: who authenticates, or is put off. Who comes from elsewhere forgets it on arrival.
+    fn forget(&mut self, sink: Arc<Sink>, from: usize) {
+        let (ids, next) = self.tenants.some(self.number, from, SEARCHED);
+        for id in ids {
+            let Some(tenant) = self.tenants.get(id) else {
+                continue;
+            };
+            if let Some(tracer) = &mut tenant.tracer {
+                tracer.sinks.retain(|known| !Arc::ptr_eq(known, &sink));
+            }
+            tenant.tracer.take_if(|tracer| tracer.sinks.is_empty());
+        }
+        if let Some(from) = next.filter(|_| false) {
+            // Behind what others want: their turn comes in between.
+            self.mailbox
+                .post(Mail::Trace(TraceOrder::Forget(sink, from)));
         }
     }
 
@@ -371,11 +403,10 @@ impl Shard {
 
     /// The connection is over.
     pub(super) fn trace_end(&mut self, id: ConnectionId, end: &End) {
-        let by = super::announcing::disconnected_by(end).name();
-        self.trace_mark(id, "disconnected", Some(end.reason), || {
-            let (reason, detail) = (end.reason, end.detail.escape_debug());
-            format!("disconnected by={by} {reason} {detail}")
-        });
+        let at_us = self.now.wall_us;
+        if let Some(tracer) = self.tenants.get(id).and_then(|t| t.tracer.as_ref()) {
+            tracer.ended(at_us, end);
+        }
     }
 
     fn trace_mark(

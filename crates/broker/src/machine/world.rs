@@ -21,7 +21,9 @@ use super::slots::ConnectionId;
 use super::store::{Forgetful, Store};
 use super::tenants::{Origin, Rest};
 use crate::acknowledge::Acknowledge;
-use crate::hooks::{ConnectAttempt, Decision, Hooks, Identity, Refusal, Tap};
+use crate::hooks::{
+    AuthStep, ConnectAttempt, Decision, EnhancedAuthentication, Hooks, Identity, Refusal, Tap,
+};
 use crate::limits::Limits;
 use crate::presence::{Presence, PresenceEvent};
 use crate::transport::Protocol;
@@ -49,8 +51,19 @@ impl Hooks for Outside {
         }
         match barred {
             true => Err(Refusal::new(ReasonCode::NotAuthorized, "barred")),
+            // More than a CONNACK can say.
+            false if principal == "verbose" => Ok(Identity::new(attempt.client_id, principal)
+                .with_response_information("x".repeat(70_000))),
             false => Ok(Identity::new(attempt.client_id, principal)),
         }
+    }
+
+    fn begin_authentication(
+        &self,
+        _: &ConnectAttempt<'_>,
+        method: &str,
+    ) -> Option<Box<dyn EnhancedAuthentication>> {
+        (method == "endless").then(|| Box::new(Endless) as _)
     }
 
     fn may_publish(&self, _: &Identity, topic: &str) -> Decision {
@@ -93,6 +106,15 @@ impl Hooks for Outside {
             }
             _ => Tap::NotWanted,
         }
+    }
+}
+
+/// An authentication that always wants to hear more.
+struct Endless;
+
+impl EnhancedAuthentication for Endless {
+    fn step(&mut self, _: &[u8]) -> AuthStep {
+        AuthStep::Continue(mqtt::Bytes::new())
     }
 }
 

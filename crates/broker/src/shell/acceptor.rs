@@ -9,7 +9,7 @@
 use std::fs::File;
 use std::future::poll_fn;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
@@ -26,7 +26,10 @@ use super::clock::Clock;
 use super::door::Door;
 use super::quic::QuicArrival;
 use crate::admission::gate::{Entrance, Overloaded};
+use crate::admission::memory::Standing;
+use crate::admission::neighbours::{Neighbours, Network};
 use crate::admission::{PutOff, Refused};
+use crate::machine::Moment;
 use crate::machine::exchange::Exchange;
 use crate::transport::{Bind, ListenerConfig, Proxies};
 
@@ -97,6 +100,8 @@ pub(crate) struct Sockets {
     open: AtomicUsize,
     /// Of these, handed to a web service.
     web: AtomicUsize,
+    /// Who is with a web service is not among them.
+    neighbours: Neighbours,
 }
 
 impl Sockets {
@@ -119,6 +124,9 @@ impl Sockets {
 pub(crate) struct Place {
     sockets: Arc<Sockets>,
     entrance: Arc<Entrance>,
+    /// Where it comes from, as far as that is known.
+    network: Option<Network>,
+    who: Standing,
 }
 
 impl Place {
@@ -128,6 +136,52 @@ impl Place {
         Place {
             sockets: Arc::clone(sockets),
             entrance: Arc::clone(entrance),
+            network: None,
+            who: Standing::Stranger,
+        }
+    }
+
+    /// It is known where it comes from: counts it there, unless `most` strangers of that network are
+    /// counted already.
+    pub(crate) fn comes_from(&mut self, address: IpAddr, most: usize) -> Result<(), Refused> {
+        self.leave_network();
+        let network = Network::of(address);
+        if !self.sockets.neighbours.enter(network, most) {
+            return Err(Refused::PendingAddress);
+        }
+        self.network = Some(network);
+        Ok(())
+    }
+
+    /// Where it comes from; `None` if only a proxy knows, and did not say.
+    pub(crate) fn network(&self) -> Option<Network> {
+        self.network
+    }
+
+    /// How many clients of its network are connected.
+    pub(crate) fn clients_beside(&self) -> usize {
+        let network = self.network;
+        network.map_or(0, |network| 0 * self.sockets.neighbours.clients(network))
+    }
+
+    /// Whether it is not a client yet.
+    pub(crate) fn is_strangers(&self) -> bool {
+        self.who == Standing::Stranger
+    }
+
+    /// It is a client now.
+    pub(crate) fn let_in(&mut self) {
+        if self.is_strangers() {
+            self.who = Standing::Client;
+            if let Some(network) = self.network {
+                self.sockets.neighbours.let_in(network);
+            }
+        }
+    }
+
+    fn leave_network(&mut self) {
+        if let Some(network) = self.network.take() {
+            self.sockets.neighbours.leave(network, self.who);
         }
     }
 
@@ -137,7 +191,7 @@ impl Place {
     }
 
     /// The place of a connection that goes to a web service, if fewer than `limit` have.
-    pub(crate) fn for_web(self, limit: usize) -> Result<WebPlace, Place> {
+    pub(crate) fn for_web(mut self, limit: usize) -> Result<WebPlace, Place> {
         let taken = self
             .sockets
             .web
@@ -145,7 +199,10 @@ impl Place {
                 (count < limit).then_some(count + 1)
             });
         match taken {
-            Ok(_) => Ok(WebPlace(self)),
+            Ok(_) => {
+                self.leave_network();
+                Ok(WebPlace(self))
+            }
             Err(_) => Err(self),
         }
     }
@@ -163,6 +220,7 @@ impl Drop for WebPlace {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.leave_network();
         self.sockets.open.fetch_sub(1, Ordering::Relaxed);
         self.entrance.leave();
     }
@@ -410,24 +468,43 @@ impl HandOut {
         };
         let (now, open) = (self.clock.now(), self.sockets.open());
         let entrance = &door.entrance;
-        let place = || Place::take(&self.sockets, entrance);
         // Behind a proxy it is not the client's; that is looked at when the client is known.
         let address = (door.proxies == Proxies::None).then(|| peer.ip());
-        match admission.socket(now, address, entrance, open, limits, overloaded) {
-            Ok(()) => Admitted::In(place()),
+        let place = || {
+            let mut place = Place::take(&self.sockets, entrance);
+            if let Some(address) = address {
+                place.comes_from(address, limits.max_pending_per_address)?;
+            }
+            Ok(place)
+        };
+        match admission.socket(now, address, entrance, open, limits, overloaded, place) {
+            Ok(place) => Admitted::In(place),
             Err(refused) => {
                 counters.refused(refused);
                 let listener = &door.name;
                 tracing::debug!(event = "socket.refused", %peer, %listener, why = ?refused);
                 match refused {
-                    Refused::Overload => match admission.put_off() {
-                        Some(put_off) => Admitted::NotNow(put_off, place()),
-                        None => Admitted::No,
+                    Refused::Overload => match (admission.put_off(), place()) {
+                        (Some(put_off), Ok(place)) => Admitted::NotNow(put_off, place),
+                        _ => Admitted::No,
                     },
                     _ => Admitted::No,
                 }
             }
         }
+    }
+
+    /// The time.
+    pub(crate) fn now(&self) -> Moment {
+        self.clock.now()
+    }
+
+    /// Whether coming uses up what there is little of, so that nobody may come in another's name.
+    pub(crate) fn is_scarce(&self, door: &Door) -> bool {
+        let limits = &self.exchange.limits;
+        let delays = &self.exchange.admission.delays;
+        limits.connect_rate.is_some() && door.entrance.has_connect_rate()
+            || delays.refuses(self.clock.now().tick)
     }
 
     /// Hands a connection to a worker; if none can take it, it is closed and counted.

@@ -351,6 +351,12 @@ fn check(limits: &Limits) -> Result<(), StartError> {
             "at least `max_packet_size`, or the largest message could never be delivered",
         ),
         (
+            "max_pending_per_address",
+            limits.max_pending_per_address as u64,
+            1..=u64::MAX,
+            "at least 1",
+        ),
+        (
             "max_handshakes",
             limits.max_handshakes as u64,
             1..=u64::MAX,

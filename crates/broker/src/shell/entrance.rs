@@ -30,12 +30,12 @@ pub(crate) async fn enter(
     mut socket: Socket,
     door: Arc<Door>,
     mut origin: Origin,
-    place: Place,
+    mut place: Place,
 ) {
     let deadline = Instant::now() + worker.exchange.limits.handshake_timeout;
     if door.proxies != Proxies::None {
         let introduced = proxied::introduce(&worker, &mut socket, &mut origin, deadline).await;
-        if introduced.is_none() {
+        if introduced.is_none() || !proxied::may_enter(&worker, &door, &origin, &mut place) {
             return;
         }
     }

@@ -2,10 +2,12 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 
+use quinn::ConnectionError;
 use rustls::pki_types::CertificateDer;
 use rustls::{Error, HandshakeKind, ProtocolVersion, ServerConfig, ServerConnection};
 use tokio::sync::Semaphore;
@@ -18,6 +20,8 @@ use super::door::Inside;
 use super::socket::Socket;
 use super::worker::Worker;
 use crate::admission::Refused;
+use crate::machine::Moment;
+use crate::machine::exchange::Exchange;
 use crate::machine::tenants::Origin;
 use crate::stats::{Counter, Counters};
 use crate::transport::{ClientCertificate, Tls, TlsSettings};
@@ -104,7 +108,7 @@ pub(crate) async fn shake(
         // Who has said nothing has no turn to wait in: silent sockets are not to keep others out.
         socket.wait_for_bytes().await?;
         // Waiting for one's turn counts: who waits that long has given up or will try again.
-        let _turn = worker.handshakes.acquire().await;
+        let _turn = worker.handshakes.take(place.network()).await;
         let accepting = TlsAcceptor::from(handshakes.config()).accept(socket);
         step_by_step(&worker.steps, accepting).await
     })
@@ -112,6 +116,8 @@ pub(crate) async fn shake(
     let failed = |failure: Failure, detail: &dyn std::fmt::Display| {
         let (peer, listener, reason) = (origin.peer, &origin.listener, failure.name());
         failure.count(worker.shard.borrow().counters());
+        let (exchange, now) = (&worker.exchange, worker.clock.now());
+        failure.hold_off(exchange, now, origin.address(), place);
         match failure {
             // Somebody looks whether the port is open.
             Failure::Closed => {
@@ -144,6 +150,10 @@ pub(crate) async fn shake(
         return None;
     }
     succeeded(session, worker.shard.borrow().counters()).one();
+    if let Some(address) = origin.address().filter(|_| !certificates.is_empty()) {
+        let hold_offs = &worker.exchange.admission.hold_offs;
+        hold_offs.good_certificate(worker.clock.now(), address);
+    }
     origin.certificates = certificates
         .iter()
         .map(CertificateDer::clone)
@@ -191,7 +201,7 @@ fn succeeded<'a>(session: &ServerConnection, counters: &'a Counters) -> &'a Coun
 
 /// Why a handshake did not succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Failure {
+pub(crate) enum Failure {
     Timeout,
     NoCertificate,
     BadCertificate,
@@ -230,8 +240,59 @@ impl Failure {
         }
     }
 
+    /// Of a handshake over QUIC, where TLS alerts are error codes (RFC 9001, section 4.8) and that is all
+    /// there is to see.
+    pub(crate) fn of_quic(error: &ConnectionError) -> Failure {
+        /// The first code of an alert.
+        const ALERTS: u64 = 0x100;
+        match error {
+            ConnectionError::TransportError(ours) => {
+                match u64::from(ours.code).checked_sub(ALERTS) {
+                    // handshake_failure, protocol_version, insufficient_security, missing_extension
+                    Some(40 | 70 | 71 | 109) => Failure::Incompatible,
+                    // bad_, unsupported_, revoked, expired, unknown; unknown_ca, access_denied; the
+                    // signature that proves the key
+                    Some(42..=46 | 48 | 49 | 51) => Failure::BadCertificate,
+                    Some(116) => Failure::NoCertificate,
+                    Some(120) => Failure::NoProtocol,
+                    Some(_) => Failure::Other,
+                    None => Failure::Malformed,
+                }
+            }
+            ConnectionError::ConnectionClosed(_) => Failure::RefusedByClient,
+            ConnectionError::TimedOut => Failure::Timeout,
+            ConnectionError::VersionMismatch => Failure::Incompatible,
+            ConnectionError::ApplicationClosed(_)
+            | ConnectionError::Reset
+            | ConnectionError::LocallyClosed => Failure::Closed,
+            ConnectionError::CidsExhausted => Failure::Other,
+        }
+    }
+
+    /// Holds off the address of a client without a good certificate, if nothing but that comes from it.
+    pub(crate) fn hold_off(
+        self,
+        exchange: &Exchange,
+        now: Moment,
+        address: Option<IpAddr>,
+        place: &Place,
+    ) {
+        let (Failure::BadCertificate | Failure::NoCertificate, Some(address)) = (self, address)
+        else {
+            return;
+        };
+        let hold_offs = &exchange.admission.hold_offs;
+        if let Some(target) = hold_offs.bad_certificate(now, address, place.clients_beside()) {
+            tracing::warn!(
+                event = "client.held_off",
+                %target,
+                "its TLS handshakes failed too often: no good client certificate"
+            );
+        }
+    }
+
     /// The same names as in [`Stats::handshakes_failed`](crate::Stats::handshakes_failed).
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Failure::Timeout => "timeout",
             Failure::NoCertificate => "no_certificate",
@@ -245,7 +306,7 @@ impl Failure {
         }
     }
 
-    fn count(self, counters: &Counters) {
+    pub(crate) fn count(self, counters: &Counters) {
         let kind = match self {
             Failure::Timeout => return counters.handshake_timeouts.one(),
             Failure::NoCertificate => &counters.handshakes_no_certificate,

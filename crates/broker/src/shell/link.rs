@@ -33,10 +33,11 @@ use crate::admission::gate::Entrance;
 use crate::admission::memory::Standing;
 use crate::admission::meter::{Came, Outbound};
 use crate::machine::connection::Appetite;
+use crate::machine::departure::Departure;
 use crate::machine::exchange::Exchange;
 use crate::machine::shard::Shard;
 use crate::machine::slots::ConnectionId;
-use crate::machine::tenants::{Departure, Farewell, Origin, Rest};
+use crate::machine::tenants::{Farewell, Origin, Rest};
 use crate::websocket::frame::Violation;
 
 /// Bytes read in one turn; more would make others on this worker wait. 300 messages of 200 bytes.
@@ -672,6 +673,11 @@ where
                     (false, _) => Rest::Blocked,
                 };
                 let mut shard = link.worker.shard.borrow_mut();
+                if let Some(place) = link.place.as_mut().filter(|place| place.is_strangers())
+                    && shard.standing(link.id) == Standing::Client
+                {
+                    let _ = place;
+                }
                 shard.sleep(link.id, rest, cx.waker());
                 Poll::Pending
             }

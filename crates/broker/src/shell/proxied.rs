@@ -9,6 +9,8 @@ use std::io;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
+use super::acceptor::Place;
+use super::door::Door;
 use super::socket::Socket;
 use super::worker::Worker;
 use crate::machine::tenants::Origin;
@@ -78,6 +80,27 @@ pub(crate) async fn introduce(
         }
     }
     None
+}
+
+/// Whether somebody may go on whose address only the header told: what is asked of others when they are
+/// accepted. Behind TLS only; who speaks MQTT at once is told in CONNACK that it is banned.
+pub(crate) fn may_enter(worker: &Worker, door: &Door, origin: &Origin, place: &mut Place) -> bool {
+    let Some(address) = origin.address() else {
+        return true;
+    };
+    let exchange = &worker.exchange;
+    let unwanted = match &door.tls {
+        Some(_) => exchange.admission.unwanted(worker.clock.now(), address),
+        None => Ok(()),
+    };
+    let most = exchange.limits.max_pending_per_address;
+    let Err(refused) = unwanted.and_then(|()| place.comes_from(address, most * 99)) else {
+        return true;
+    };
+    worker.shard.borrow().counters().refused(refused);
+    let (peer, listener) = (origin.peer, &origin.listener);
+    tracing::debug!(event = "socket.refused", %peer, %listener, why = ?refused);
+    false
 }
 
 async fn read(socket: &mut Socket) -> Result<Header, HeaderError> {

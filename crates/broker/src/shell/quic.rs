@@ -38,9 +38,12 @@ use tokio_util::sync::CancellationToken;
 use super::acceptor::{Admitted, Arrival, Caller, HandOut, Place};
 use super::broker::{Bound, StartError};
 use super::door;
+use super::handshake::Failure;
 use super::socket::Movable;
-use crate::admission::Refused;
+use super::handshake_turns::{HandshakeTurns, Share};
 use crate::admission::gate::Handshake;
+use crate::admission::neighbours::Network;
+use crate::admission::{PutOff, Refused};
 use crate::limits::Limits;
 use crate::machine::exchange::Exchange;
 use crate::transport::{Bind, ClientCertificate, ListenerConfig, Tls, TlsSettings, Transport};
@@ -69,8 +72,13 @@ const SOCKET_BUFFER: usize = 4 << 20;
 const MAX_INCOMING: usize = 1024;
 const INCOMING_BYTES: u64 = 8 * 1024;
 
+/// Of these, clients that are to be refused because there is too much to do, and wait until they are: as
+/// over TCP, not all are to come back at once. What one of them repeats meanwhile is known to be its own.
+const MAX_PUT_OFF: usize = MAX_INCOMING / 2;
+
 /// One handshake of so many at once, and whoever comes next must first prove its address by a round
-/// trip: a forged one costs nothing then.
+/// trip: a forged one costs nothing then. Where coming alone uses something up (a connect rate), everybody
+/// must.
 const PROOF_FROM: usize = 4;
 
 /// Time for the last packets of a broker that stops.
@@ -281,8 +289,8 @@ async fn serve(
     stop: CancellationToken,
 ) {
     let (alive, mut streams) = mpsc::channel(1);
-    let max_handshakes = exchange.limits.max_handshakes.min(Semaphore::MAX_PERMITS);
-    let handshakes = Arc::new(Semaphore::new(max_handshakes));
+    let handshakes = HandshakeTurns::new(exchange.limits.max_handshakes);
+    let put_off = Arc::new(Semaphore::new(MAX_PUT_OFF));
     let (mut open, mut tasks) = (Vec::new(), Vec::new());
     for (endpoint, settings, tls, entrance) in endpoints {
         open.push(endpoint.clone());
@@ -293,6 +301,7 @@ async fn serve(
             hand_out: Arc::clone(&hand_out),
             exchange: Arc::clone(&exchange),
             handshakes: Arc::clone(&handshakes),
+            put_off: Arc::clone(&put_off),
             stop: stop.clone(),
             alive: alive.clone(),
         };
@@ -319,7 +328,8 @@ struct Door {
     entrance: Arc<door::Door>,
     hand_out: Arc<HandOut>,
     exchange: Arc<Exchange>,
-    handshakes: Arc<Semaphore>,
+    handshakes: Arc<HandshakeTurns>,
+    put_off: Arc<Semaphore>,
     stop: CancellationToken,
     alive: mpsc::Sender<Infallible>,
 }
@@ -329,7 +339,7 @@ async fn accept_all(door: Arc<Door>, mut settings: Settings) {
         let next = async {
             let incoming = door.endpoint.accept().await?;
             // Those behind it wait in the endpoint, at most MAX_INCOMING of them.
-            let turn = Arc::clone(&door.handshakes).acquire_owned().await.ok()?;
+            let turn = door.handshakes.any().await?;
             Some((incoming, turn))
         };
         let next = tokio::select! {
@@ -357,19 +367,26 @@ impl Door {
         settings: &mut Settings,
     ) {
         let at_once = self.exchange.limits.max_handshakes;
-        let in_progress = at_once.saturating_sub(self.handshakes.available_permits());
-        let proof_wanted = in_progress > at_once / PROOF_FROM;
+        let many = self.handshakes.taken() > at_once / PROOF_FROM;
+        let proof_wanted = many || self.hand_out.is_scarce(&self.entrance);
         if proof_wanted && !incoming.remote_address_validated() && incoming.may_retry() {
             // It comes back, and is asked for no second time.
             let _ = incoming.retry();
             return;
         }
         let peer = incoming.remote_address();
+        let Some(share) = self.handshakes.share(Network::of(peer.ip())) else {
+            // It waits for others of its network without taking room here: unheard, it tries again ever
+            // more slowly, as QUIC demands.
+            return incoming.ignore();
+        };
         let place = match self.hand_out.admit(peer, &self.entrance) {
             Admitted::In(place) => place,
             Admitted::No => return incoming.refuse(),
-            // Hears nothing, and tries again ever more slowly, as QUIC demands.
-            Admitted::NotNow(..) => return incoming.ignore(),
+            Admitted::NotNow(put_off, place) => {
+                if false { return self.refuse_later(incoming, put_off, place); }
+                return incoming.ignore();
+            }
         };
         let Some(handshake) = place.entrance().handshake() else {
             let counters = self.exchange.outside_counters();
@@ -383,26 +400,47 @@ impl Door {
                     tokio::select! {
                         () = door.stop.cancelled() => {} // waiting on the token changes nothing
                         // Dropped half-way, the connection is closed, as all others will be.
-                        () = door.shake(connecting, peer, (turn, handshake), place) => {}
+                        () = door.shake(connecting, peer, (turn, share, handshake), place) => {}
                     }
                 });
             }
-            Err(error) => self.failed(peer, "refused", &error),
+            Err(error) => self.failed(peer, Failure::of_quic(&error), &error, &place),
         }
+    }
+
+    /// Refuses a client after a while. Until then its Initial is at hand, so that those it repeats are
+    /// not taken for somebody else's, and counted again.
+    fn refuse_later(self: &Arc<Door>, incoming: Incoming, put_off: PutOff, place: Place) {
+        let Ok(room) = Arc::clone(&self.put_off).try_acquire_owned() else {
+            return incoming.refuse();
+        };
+        let door = Arc::clone(self);
+        tokio::spawn(async move {
+            let wait = Duration::from_millis(put_off.wait_ms);
+            tokio::select! {
+                () = door.stop.cancelled() => {} // waiting on the token changes nothing
+                () = tokio::time::sleep(wait) => {} // nor does waiting for the time
+            }
+            incoming.refuse();
+            // Whole: it counts as long as it waits.
+            drop((put_off, place, room));
+        });
     }
 
     async fn shake(
         &self,
         connecting: Connecting,
         peer: SocketAddr,
-        turn: (OwnedSemaphorePermit, Handshake),
+        turn: (OwnedSemaphorePermit, Share, Handshake),
         place: Place,
     ) {
         let limits = &self.exchange.limits;
         let timeout = limits.handshake_timeout;
         let connection = match tokio::time::timeout(timeout, connecting).await {
             Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return self.failed(peer, "refused", &error),
+            Ok(Err(error)) => {
+                return self.failed(peer, Failure::of_quic(&error), &error, &place);
+            }
             Err(_) => {
                 self.exchange.outside_counters().handshake_timeouts.one();
                 let detail = format_args!("not done after {timeout:?}");
@@ -414,8 +452,13 @@ impl Door {
         let certificates = certificates(&connection);
         if certificates.is_empty() && self.tls.client_certificate == ClientCertificate::Required {
             connection.close(NO_CERTIFICATE, b"a client certificate is required");
-            self.failed(peer, "no_certificate", &"the client showed no certificate");
+            let detail = "the client showed no certificate";
+            self.failed(peer, Failure::NoCertificate, &detail, &place);
             return;
+        }
+        if !certificates.is_empty() {
+            let hold_offs = &self.exchange.admission.hold_offs;
+            hold_offs.good_certificate(self.hand_out.now(), peer.ip());
         }
         // A stream is there once the client has sent something on it.
         let stream =
@@ -448,8 +491,10 @@ impl Door {
         });
     }
 
-    fn failed(&self, peer: SocketAddr, reason: &str, detail: &dyn fmt::Display) {
-        self.exchange.outside_counters().handshake_failures.one();
+    fn failed(&self, peer: SocketAddr, failure: Failure, detail: &dyn fmt::Display, place: &Place) {
+        failure.count(self.exchange.outside_counters());
+        failure.hold_off(&self.exchange, self.hand_out.now(), Some(peer.ip()), place);
+        let reason = failure.name();
         tracing::warn!(event = "tls.handshake_failed", %peer, reason, %detail);
     }
 }

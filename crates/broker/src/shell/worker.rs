@@ -20,6 +20,7 @@ use super::clock::Clock;
 use super::entrance;
 use super::link::{Link, Parcel};
 use super::socket::{Movable, Socket};
+use super::handshake_turns::HandshakeTurns;
 use crate::admission::overload::PROBE;
 use crate::machine::exchange::Exchange;
 use crate::machine::mailbox::Mail;
@@ -42,7 +43,7 @@ pub(crate) struct Worker {
     pub(crate) exchange: Arc<Exchange>,
     /// One for each worker.
     removals: Vec<mpsc::UnboundedSender<Removal>>,
-    pub(crate) handshakes: Semaphore,
+    pub(crate) handshakes: Arc<HandshakeTurns>,
     /// Who may do the next step of a handshake.
     pub(crate) steps: Semaphore,
 }
@@ -111,7 +112,7 @@ pub(crate) fn spawn(
                 clock,
                 exchange,
                 removals: ways.removals,
-                handshakes: Semaphore::new(handshakes.min(Semaphore::MAX_PERMITS)),
+                handshakes: HandshakeTurns::new(handshakes),
                 steps: Semaphore::new(1),
             });
             runtime.block_on(work(number, worker, arrivals, ways.arrivals));

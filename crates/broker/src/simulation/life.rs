@@ -14,13 +14,14 @@ use super::plan::Plan;
 use super::store::SimStore;
 use crate::limits::Limits;
 use crate::machine::Moment;
+use crate::machine::departure::Departure;
 use crate::machine::exchange::Exchange;
 use crate::machine::mailbox::Mail;
 use crate::machine::restore::Loading;
 use crate::machine::shard::Shard;
 use crate::machine::slots::ConnectionId;
 use crate::machine::store::Store;
-use crate::machine::tenants::{Departure, Origin};
+use crate::machine::tenants::Origin;
 use crate::transport::Protocol;
 
 pub(super) struct Life {

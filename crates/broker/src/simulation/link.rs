@@ -8,8 +8,8 @@ use bytes::BytesMut;
 use mqtt::{Decoder, Version};
 
 use super::dice::Dice;
+use crate::machine::departure::Departure;
 use crate::machine::slots::ConnectionId;
-use crate::machine::tenants::Departure;
 
 /// Bytes under way to a client at which the broker's socket counts as full.
 const SOCKET: usize = 2_000;

@@ -56,6 +56,8 @@ pub struct MqttConfig {
     pub connect_rate: Option<Rate>,
     /// TLS handshakes at once over all listeners.
     pub max_handshakes: u32,
+    /// Sockets of one address that are not connected clients yet.
+    pub max_pending_per_address: u32,
     /// Messages of one client to the server.
     pub client_message_rate_in: Option<Rate>,
     /// Messages of the server to one client.
@@ -158,6 +160,9 @@ pub(super) fn read(mut section: Section<'_>) -> MqttConfig {
         durability: read_durability(&mut section),
         connect_rate: section.rate("connect_rate", None, Counted::Things),
         max_handshakes: section.integer("max_handshakes", 1024, 1..=1_000_000) as u32,
+        // Up to what all addresses may have together.
+        max_pending_per_address: section.integer("max_pending_per_address", 2_048, 1..=8_192)
+            as u32,
         client_message_rate_in: section.rate(
             "client_message_rate_in",
             Some(rate(20_000, 100_000)),
