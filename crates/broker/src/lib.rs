@@ -71,6 +71,7 @@ pub use journal::Durability;
 pub use limits::{Limits, Overflow, Retain};
 pub use listener_limits::ListenerLimits;
 pub use machine::share::ShareStrategy;
+pub use memory_bound::Carrier;
 pub use mqtt::{Publish, QoS, ReasonCode, Version};
 pub use presence::{DisconnectedBy, FILTERS_PER_EVENT, Presence, PresenceEvent, Traffic};
 pub use proxy::Proxied;

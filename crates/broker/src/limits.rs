@@ -63,7 +63,7 @@ pub struct Limits {
     /// What happens when the queue of a stored session is full.
     pub overflow: Overflow,
     /// Memory for the messages that stored sessions wait for, in bytes over all sessions, each message
-    /// once. Beyond it a message for a stored session is refused with 0x97. 4 GiB.
+    /// once; and 256 bytes for each of them and for each session that waits for one. Beyond it a message for a stored session is refused with 0x97. 4 GiB.
     pub max_stored_bytes: usize,
     /// Which member of a shared subscription gets a message.
     pub share_strategy: ShareStrategy,
@@ -122,8 +122,18 @@ pub struct Limits {
     /// Memory for messages that wait for connected clients, over all of them, in bytes. Above it
     /// what may wait for one of them shrinks to 64 KiB, and at a quarter more to nothing for those that
     /// do not read: slow readers pay, not publishers. QoS 0 is dropped then, and a transient session that
-    /// would get QoS 1 or 2 is ended as a slow consumer. 1 GiB.
+    /// would get QoS 1 or 2 is ended as a slow consumer. Half of it may be what full sockets did not take;
+    /// who would exceed that is ended as a slow consumer, too. 1 GiB.
     pub max_queue_memory: usize,
+    /// Memory for what sessions hold of their clients' choosing, over all of them, in bytes: wills,
+    /// subscriptions, names, identifiers of QoS 2 messages that are not released. What does not fit is
+    /// refused with 0x97: a CONNECT for its will, a filter in SUBACK, a QoS 2 message in PUBREC. 1 GiB:
+    /// two million subscriptions of 60 bytes. The last quarter is for sessions that hold at most 64 KiB.
+    pub max_session_memory: usize,
+    /// Memory for wide windows of QUIC connections, over all of them, in bytes. Each begins with 16 KiB
+    /// each way, and gets 256 KiB when it moves more than that in a second, as long as there is room
+    /// here; otherwise it stays as slow as that makes it. 1 GiB: a thousand of them.
+    pub max_window_memory: usize,
     /// How late a worker may be with what is due before new connections are refused: closed before a TLS
     /// handshake, else 0x89 in CONNACK. Those that stand are not touched. It ends at half of this.
     /// 500 ms: what a person notices, and ten times what a busy worker needs.
@@ -176,6 +186,8 @@ impl Default for Limits {
             max_sockets: 400_000 + 8_192,
             max_read_memory: 256 << 20,
             max_queue_memory: 1 << 30,
+            max_session_memory: 1 << 30,
+            max_window_memory: 1 << 30,
             max_loop_delay: Duration::from_millis(500),
             retry_spread: Duration::from_secs(10),
             hold_off: HoldOff::default(),

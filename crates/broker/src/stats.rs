@@ -55,10 +55,17 @@ macro_rules! counters {
             pub messages_kept: u64,
             /// Bytes of these.
             pub messages_kept_bytes: u64,
+            /// Memory of these and of their deliveries.
+            pub stored_memory_bytes: u64,
             /// Memory held for packets that are not complete.
             pub read_memory_bytes: u64,
             /// Memory held for messages that wait for connected clients.
             pub queue_memory_bytes: u64,
+            /// Memory of what sessions hold of their clients' choosing: wills, subscriptions, names, topics
+            /// of aliases, identifiers.
+            pub session_memory_bytes: u64,
+            /// Memory that wide windows of QUIC connections may hold.
+            pub window_memory_bytes: u64,
             /// How late the latest worker is with what is due, microseconds.
             pub loop_delay_us: u64,
             /// The store behind the sessions.

@@ -584,7 +584,8 @@ fn when_slow_readers_fill_the_memory_they_pay_and_the_quick_do_not() {
 #[test]
 fn limits_that_contradict_each_other_are_refused() {
     type Change = fn(&mut Limits);
-    let rows: [(&str, Change); 4] = [
+    let rows: [(&str, Change); 5] = [
+        ("max_session_memory", |l| l.max_session_memory = 1 << 20),
         ("max_read_memory", |l| l.max_read_memory = 1 << 20),
         ("max_queue_memory", |l| l.max_queue_memory = 1 << 20),
         ("max_topic_levels", |l| l.max_topic_levels = 0),

@@ -40,6 +40,8 @@ pub fn of(config: &Config, max_sockets: usize) -> Limits {
         max_sockets,
         max_read_memory: bytes(mqtt.max_read_memory),
         max_queue_memory: bytes(mqtt.max_queue_memory),
+        max_session_memory: bytes(mqtt.max_session_memory),
+        max_window_memory: bytes(mqtt.max_window_memory),
         max_loop_delay: overload.max_loop_delay,
         retry_spread: overload.retry_spread,
         hold_off: match hold_off.lasts {

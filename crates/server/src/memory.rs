@@ -6,10 +6,13 @@
 
 use std::{fmt, fs};
 
-use broker::Limits;
+use broker::{Carrier, Limits};
 use lake::LakeOptions;
 
-use crate::{config::Config, presence, tls};
+use crate::{
+    config::{Config, listener::Transport},
+    presence, tls,
+};
 
 /// The program itself: code that is mapped, the register, catalogues, the allocator's slack. Measured after a
 /// start with an empty data folder: 24 MiB of its own, 128 MiB with the code; 0.6 KB per vehicle on top.
@@ -41,7 +44,15 @@ impl MemoryBound {
         // Raw data, dead letters, presence.
         let partitions = u64::from(config.log.partitions) + 2;
         let queries = lake.concurrent_queries as u64 * config.sql.max_memory.0;
-        let mut parts = limits.memory_bound();
+        let mut parts = limits.memory_bound(config.listeners.iter().map(|listener| {
+            let carrier = match listener.transport {
+                Transport::Mqtt | Transport::Ws { .. } => Carrier::Tcp,
+                Transport::Mqtts { .. } | Transport::Wss { .. } => Carrier::Tls,
+                Transport::Quic { .. } => Carrier::Quic,
+            };
+            let most = listener.limits.max_connections.map(|most| most as usize);
+            (carrier, most)
+        }));
         parts.extend([
             ("log queues", partitions * streams.queue_bytes as u64),
             ("log consumers", u64::from(config.log.partitions) * CONSUMER),
@@ -188,6 +199,7 @@ mod tests {
         for key in [
             "[mqtt]\nmax_queue_memory = \"64MiB\"",
             "[mqtt]\nmax_read_memory = \"64MiB\"",
+            "[mqtt]\nmax_session_memory = \"64MiB\"",
             "[mqtt]\nmax_stored_bytes = \"64MiB\"",
             "[mqtt]\nmax_retained_bytes = \"64MiB\"",
             "[mqtt]\nmax_connections = 100",

@@ -8,6 +8,13 @@ use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 /// What one connection may take when memory is short: enough for what a car says in a minute.
 pub(crate) const SMALL: usize = 64 * 1024;
 
+/// What one client that acknowledges nothing may have us keep when there is no memory at all: twenty
+/// messages under way, beside the message that is being sent.
+pub(crate) const FEW: usize = 4 * 1024;
+
+/// What is encoded for one connection between two writes when memory is short.
+const CAREFUL: usize = 4 * 1024;
+
 /// Memory for packets that are not complete, or not wanted yet, over all connections.
 #[derive(Debug)]
 pub(crate) struct ReadMemory {
@@ -58,11 +65,22 @@ pub(crate) enum Standing {
     Client,
 }
 
+/// Whether there is memory for something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Fits {
+    Yes,
+    No,
+}
+
 /// Memory for messages that wait to be written to connected clients, over all of them.
 #[derive(Debug)]
 pub(crate) struct QueueMemory {
     /// Workers add and take as it comes, so one may be ahead of the other: below 0 for a moment.
     used: AtomicIsize,
+    /// The part of it that full sockets did not take: copies, of which each is memory of its own. What
+    /// else waits is shared, and counted for each of those who wait for it.
+    held: AtomicIsize,
     limit: usize,
 }
 
@@ -89,7 +107,18 @@ impl QueueMemory {
     pub(crate) fn new(limit: usize) -> QueueMemory {
         QueueMemory {
             used: AtomicIsize::new(0),
+            held: AtomicIsize::new(0),
             limit,
+        }
+    }
+
+    /// What is held for full sockets changes. It counts either way; says whether more may be held: half
+    /// of the limit.
+    pub(crate) fn hold(&self, change: isize) -> Fits {
+        let held = self.held.fetch_add(change, Ordering::Relaxed) + change;
+        match change <= 0 || usize::try_from(held).unwrap_or(0) <= self.limit / 2 {
+            true => Fits::Yes,
+            false => Fits::No,
         }
     }
 
@@ -128,13 +157,23 @@ impl Room {
         }
     }
 
+    /// How much is encoded between two writes, of `usual` bytes: what the socket does not take of it is
+    /// to be held.
+    pub(crate) fn to_write(self, usual: usize) -> usize {
+        match self {
+            Room::Ample => usual,
+            Room::Small | Room::Exhausted => usual.min(CAREFUL),
+        }
+    }
+
     /// Whether more is to be made ready for a client that acknowledges what it gets: what is not, stays
     /// where it takes less room, and its turn comes with the next acknowledgement.
-    pub(crate) fn sends_on(self, ready: usize) -> bool {
+    /// `unacknowledged` is what is kept of those that it did not acknowledge.
+    pub(crate) fn sends_on(self, ready: usize, unacknowledged: usize) -> bool {
         match self {
             Room::Ample => true,
-            Room::Small => ready < SMALL,
-            Room::Exhausted => ready == 0,
+            Room::Small => ready + unacknowledged < SMALL,
+            Room::Exhausted => ready == 0 && unacknowledged < FEW,
         }
     }
 }
@@ -201,6 +240,15 @@ mod tests {
             assert!(memory.resize(held, left, Standing::Client));
         }
         assert_eq!(memory.used(), 3 * 60_000);
+    }
+
+    #[test]
+    fn full_sockets_have_half_of_it() {
+        let memory = QueueMemory::new(1_000_000);
+        assert_eq!(memory.hold(500_000), Fits::Yes);
+        assert_eq!(memory.hold(1), Fits::No);
+        assert_eq!(memory.hold(-2), Fits::Yes);
+        assert_eq!(memory.hold(1), Fits::Yes, "what did not fit is gone again");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+pub(crate) mod account;
 pub(crate) mod bans;
 pub(crate) mod debts;
 pub(crate) mod gate;
@@ -30,6 +31,7 @@ pub(crate) mod rate;
 pub(crate) mod shared_rate;
 pub(crate) mod watchlist;
 
+use account::Account;
 use bans::{BanTarget, Bans};
 use hold_off::{Applicant, HoldOffs};
 use memory::{QueueMemory, ReadMemory};
@@ -76,6 +78,10 @@ pub(crate) struct Admission {
     pub(crate) delays: LoopDelays,
     pub(crate) read_memory: ReadMemory,
     pub(crate) queue_memory: QueueMemory,
+    /// What sessions hold of their clients' choosing.
+    pub(crate) session_memory: Arc<Account>,
+    /// What QUIC connections may hold in wide windows.
+    pub(crate) window_memory: Arc<Account>,
     pub(crate) paces: Paces,
     connect_rate: Option<SharedRate>,
     pub(crate) messages_in: Option<SharedRate>,
@@ -110,6 +116,8 @@ impl Admission {
             delays: LoopDelays::new(shards, limits.max_loop_delay),
             read_memory: ReadMemory::new(limits.max_read_memory),
             queue_memory: QueueMemory::new(limits.max_queue_memory),
+            session_memory: Account::new(limits.max_session_memory),
+            window_memory: Account::new(limits.max_window_memory),
             paces: Paces::new(limits),
             connect_rate: shared(limits.connect_rate),
             messages_in: shared(limits.messages_in),

@@ -196,6 +196,16 @@ impl Shard {
         );
     }
 
+    /// What a connection's full socket did not take is more than there is memory for.
+    pub(crate) fn out_of_queue_memory(&mut self, id: ConnectionId) {
+        self.counters.slow_consumers.one();
+        self.close(
+            id,
+            ReasonCode::QuotaExceeded,
+            "slow consumer: no memory for what its full socket does not take (`max_queue_memory`)",
+        );
+    }
+
     /// A connection is not read from before this tick: until then its silence is not its own.
     pub(crate) fn not_read_before(&mut self, id: ConnectionId, tick: u64) {
         if let Some(tenant) = self.tenants.get(id) {

@@ -17,7 +17,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 /// Longer topics are sent as they are: this bounds the memory of a connection. Usual are 40 bytes.
-const LONGEST: usize = 1024;
+pub(crate) const LONGEST: usize = 256;
 
 /// Shorter topics are sent as they are: the property takes as many bytes.
 const SHORTEST: usize = 4;

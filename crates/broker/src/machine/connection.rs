@@ -21,7 +21,10 @@ use mqtt::{
 };
 
 use super::Moment;
+use super::inbound_aliases::InboundAliases;
 use crate::admission::PutOff;
+use crate::admission::account::Account;
+use crate::admission::memory::Fits;
 use crate::limits::{Limits, Retain};
 
 /// Why a client is told to come back later, for the operator's log.
@@ -43,12 +46,8 @@ pub(crate) struct Connection {
     /// QoS 1 and 2 messages of this connection that are not answered for good (PUBACK, PUBREC with an
     /// error, PUBCOMP), to be held against our Receive Maximum.
     unanswered: u16,
-    /// Topics of the aliases in use, alias 1 first.
-    #[expect(
-        clippy::box_collection,
-        reason = "few clients use aliases, and each counts"
-    )]
-    aliases: Option<Box<Vec<Option<Utf8>>>>,
+    /// Topics of the aliases in use. Few clients use any.
+    aliases: Option<Box<InboundAliases>>,
 }
 
 #[derive(Debug)]
@@ -216,7 +215,15 @@ impl Connection {
     /// What an alias of the client stands for.
     pub(crate) fn topic_of(&self, alias: u16) -> Option<&str> {
         let place = usize::from(alias).checked_sub(1)?;
-        self.aliases.as_ref()?.get(place)?.as_deref()
+        self.aliases.as_ref()?.get(place).map(|topic| &**topic)
+    }
+
+    /// Counts what the client's aliases stand for. Says whether there is memory for that.
+    pub(crate) fn count_aliases(&mut self, account: &Arc<Account>) -> Fits {
+        match &mut self.aliases {
+            Some(aliases) => aliases.recount(account),
+            None => Fits::Yes,
+        }
     }
 
     pub(crate) fn is_identifying(&self) -> bool {
@@ -720,16 +727,12 @@ impl Connection {
         let place = usize::from(alias.get()) - 1;
         if publish.topic.is_empty() {
             match self.aliases.as_ref().and_then(|known| known.get(place)) {
-                Some(Some(topic)) => publish.topic = topic.clone(),
+                Some(topic) => publish.topic = topic.clone(),
                 _ => return Err((ReasonCode::ProtocolError, "topic alias never set")),
             }
         } else {
             let aliases = self.aliases.get_or_insert_default();
-            if aliases.len() <= place {
-                aliases.resize(place + 1, None);
-            }
-            // Kept for long: not as a slice of the read buffer.
-            aliases[place] = Some(publish.topic.detached());
+            aliases.set(place, &publish.topic);
         }
         Ok(())
     }

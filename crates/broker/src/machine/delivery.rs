@@ -10,7 +10,7 @@ use super::exchange::Share;
 use super::format::{DeliveryRecord, Owner, Stage};
 use super::frame::{Frame, Layout, SubscriptionIds};
 use super::gauge::Gauge;
-use super::message::{Message, Priority};
+use super::message::{Claim, Message, Priority};
 use super::subscriber::TRANSIENT;
 
 /// A message for one session, and in what shape it gets it.
@@ -23,6 +23,8 @@ pub(crate) struct Delivery {
     pub(crate) frame: Option<Frame>,
     /// Kept for later, too: for a session that outlives its connection.
     pub(crate) message: Option<Arc<Message>>,
+    /// Of one that is kept, also when its message is not needed any more.
+    pub(crate) claim: Option<Claim>,
     pub(crate) qos: QoS,
     pub(crate) retain: bool,
     pub(crate) ids: SubscriptionIds,
@@ -72,6 +74,7 @@ impl Delivery {
             record: TRANSIENT,
             frame: None,
             message: None,
+            claim: None,
             qos: QoS::AtMostOnce,
             retain: false,
             ids: SubscriptionIds::None,

@@ -279,7 +279,12 @@ impl Exchange {
     /// Whether the store takes new messages on.
     pub(crate) fn takes_messages(&self, bytes: usize) -> bool {
         self.store.condition() != Condition::Stalled
-            && self.trash.bytes() + bytes <= self.limits.max_stored_bytes
+            && self.trash.memory() + bytes <= self.limits.max_stored_bytes
+    }
+
+    /// Whether one more delivery of a message that is kept may wait.
+    pub(crate) fn takes_deliveries(&self) -> bool {
+        self.trash.memory() <= self.limits.max_stored_bytes
     }
 
     /// Whether a member of a shared subscription has room for one more message.
@@ -480,8 +485,11 @@ impl Exchange {
             retained_bytes,
             messages_kept: self.trash.messages(),
             messages_kept_bytes: self.trash.bytes() as u64,
+            stored_memory_bytes: self.trash.memory() as u64,
             read_memory_bytes: self.admission.read_memory.used() as u64,
             queue_memory_bytes: self.admission.queue_memory.used() as u64,
+            session_memory_bytes: self.admission.session_memory.used() as u64,
+            window_memory_bytes: self.admission.window_memory.used() as u64,
             ..Stats::default()
         };
         for counters in &self.counters {

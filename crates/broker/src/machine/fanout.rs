@@ -166,7 +166,8 @@ impl Routing<'_> {
             let frame = self.frame(&layout)?;
             return Some(self.post(receiver.to, Owner::Share, layout, Some(frame), None));
         }
-        let Some(message) = self.kept() else {
+        let message = self.kept().filter(|_| self.exchange.takes_deliveries());
+        let Some(message) = message else {
             self.refuse_store_full();
             return None;
         };
@@ -316,6 +317,7 @@ impl Routing<'_> {
         };
         let mut delivery = Delivery {
             record: self.exchange.next_record(),
+            claim: Some(message.claim()),
             message: Some(message),
             // What it will be granted is known when it is known to whom it goes.
             qos: self.publish.qos,
@@ -356,6 +358,7 @@ impl Routing<'_> {
             delivery: Delivery {
                 record: TRANSIENT,
                 frame,
+                claim: message.as_ref().map(|message| message.claim()),
                 message,
                 qos: layout.qos,
                 retain: layout.retain,

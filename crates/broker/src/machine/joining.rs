@@ -20,12 +20,15 @@ use super::connection::EndedBy;
 use super::planted::planted;
 use super::registry::{Admission, Epoch, Room};
 use super::session::{Deferred, Link, Session, Will};
+use super::session_memory;
 use super::shard::Shard;
 use super::share::Presence;
 use super::slots::{ConnectionId, SessionId};
 use super::subscriber::TRANSIENT;
 use super::tenants::{Joiner, Start};
 use super::will;
+use crate::admission::account::Holding;
+use crate::admission::memory::Fits;
 use crate::hooks::{AuthStep, ConnectAttempt, Decision, Identity, Refusal};
 use crate::limits::Limits;
 
@@ -352,6 +355,22 @@ impl Shard {
                     ),
                 );
             }
+            let names = match session {
+                Some(_) => 0,
+                None => session_memory::of_names(&identity.client_id, &identity.principal),
+            };
+            let will = joiner.connect.will.as_ref();
+            let will = will.map_or(0, |will| session_memory::of_will(&will::message(will)));
+            let account = &self.exchange.admission.session_memory;
+            if account.fits(names, names + will) == Fits::No {
+                return self.refuse(
+                    id,
+                    Refusal::new(
+                        ReasonCode::QuotaExceeded,
+                        "no memory for its will and its name (`max_session_memory`)",
+                    ),
+                );
+            }
             let admission = self.exchange.registry().join(
                 &identity.principal,
                 *epoch,
@@ -502,9 +521,9 @@ impl Shard {
         if planted!(self.exchange, WillDespiteResumption)
             && let Some(session) = self.sessions.get(session_id)
             && session.will_at.is_some()
-            && let Some(will) = session.will.clone()
+            && let Some(will) = session.will.as_ref().map(|will| will.publish.clone())
         {
-            self.publish_will(session_id, will.publish);
+            self.publish_will(session_id, will);
         }
         // One that is due now, and only waited for its turn, is not cancelled by this.
         if let Some(session) = self.sessions.get(session_id)
@@ -529,11 +548,12 @@ impl Shard {
         session.ends_at = None;
         let response_information = identity.response_information.clone();
         session.identity = Some(identity);
+        // Gone before the new one counts.
+        session.will = None;
         session.will = connect.will.as_ref().map(|will| {
-            Box::new(Will {
-                delay: will.properties.will_delay_interval.unwrap_or(0),
-                publish: will::message(will),
-            })
+            let delay = will.properties.will_delay_interval.unwrap_or(0);
+            let account = &self.exchange.admission.session_memory;
+            Will::new(delay, will::message(will), account)
         });
         stores |= session.is_stored();
         session.put(&mut self.storing.batch);
@@ -586,6 +606,7 @@ impl Shard {
             record,
             Arc::clone(&identity.client_id),
             Arc::clone(&identity.principal),
+            Holding::none(&self.exchange.admission.session_memory),
         );
         self.counters.sessions_created.one();
         self.move_in(session)

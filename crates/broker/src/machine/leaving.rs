@@ -530,6 +530,7 @@ impl Shard {
                 let received_us = self.now.wall_us.saturating_sub(age_us);
                 stored.put(received_us, &mut self.storing.batch);
                 self.storing.held.push(Arc::clone(&stored));
+                delivery.claim = Some(stored.claim());
                 delivery.message = Some(stored);
             }
         }

@@ -132,6 +132,11 @@ impl Message {
         self.since
     }
 
+    /// For one more delivery of it.
+    pub(crate) fn claim(&self) -> Claim {
+        Claim::new(&self.trash)
+    }
+
     /// The message as it was published.
     pub(crate) fn publish(&self) -> Publish {
         Publish::kept(&self.body).unwrap_or_else(|error| {
@@ -164,6 +169,30 @@ impl Drop for Message {
     }
 }
 
+/// The place that a delivery takes beside its message, counted for as long as there is one.
+#[derive(Debug)]
+pub(crate) struct Claim(Arc<Trash>);
+
+impl Claim {
+    pub(crate) fn new(trash: &Arc<Trash>) -> Claim {
+        trash.deliveries.fetch_add(1, Ordering::Relaxed);
+        Claim(Arc::clone(trash))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.0.deliveries.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Bytes of a message beside its body, with its place in the store's index.
+const MESSAGE: usize = 256;
+
+/// Bytes of a delivery in the queue of a session, which may have twice the room it uses, with its place in
+/// the store's index.
+const DELIVERY: usize = 256;
+
 /// Records nobody refers to any more, and what the messages that are left weigh.
 #[derive(Debug, Default)]
 pub(crate) struct Trash {
@@ -172,6 +201,8 @@ pub(crate) struct Trash {
     count: AtomicUsize,
     messages: AtomicU64,
     bytes: AtomicUsize,
+    /// Deliveries of these.
+    deliveries: AtomicUsize,
     closed: AtomicBool,
 }
 
@@ -207,6 +238,13 @@ impl Trash {
     /// Messages kept.
     pub(crate) fn messages(&self) -> u64 {
         self.messages.load(Ordering::Relaxed)
+    }
+
+    /// Memory of all messages kept and of their deliveries.
+    pub(crate) fn memory(&self) -> usize {
+        let messages = self.messages.load(Ordering::Relaxed) as usize;
+        let deliveries = self.deliveries.load(Ordering::Relaxed);
+        self.bytes() + messages * MESSAGE + deliveries * DELIVERY
     }
 
     /// Bytes of all messages kept.

@@ -30,6 +30,7 @@ pub(crate) mod frame;
 #[cfg(test)]
 mod fuzz_stories;
 pub(crate) mod gauge;
+mod inbound_aliases;
 pub(crate) mod inspecting;
 mod joining;
 mod leaving;
@@ -45,6 +46,7 @@ pub(crate) mod restore;
 pub(crate) mod retained;
 pub(crate) mod sequence;
 pub(crate) mod session;
+mod session_memory;
 pub(crate) mod shard;
 pub(crate) mod share;
 pub(crate) mod slots;

@@ -27,8 +27,12 @@ use crate::admission::memory::Reader;
 use crate::limits::Limits;
 use crate::stats::Counters;
 
-/// Bytes of unread answers at which nothing more is read from a client: 4,000 PUBACKs.
-const CLOGGED: usize = 16 * 1024;
+/// Bytes of unread answers at which nothing more is read from a client: 2,000 PUBACKs.
+const CLOGGED: usize = 8 * 1024;
+
+/// Bytes of a message that waits to be written beside its packet: its place in a queue that may have twice
+/// the room it uses, and what is around the packet if nobody shares it.
+const READY: usize = 2 * size_of::<Ready>() + 192;
 
 /// Queues of this capacity are kept when empty; larger ones are given back.
 const KEPT: usize = 16;
@@ -112,13 +116,14 @@ impl Outbox {
 
     /// Counts anew what waits, with `elsewhere` bytes in the session. Returns by how much it changed.
     pub(crate) fn recount(&mut self, elsewhere: usize) -> isize {
-        let before = std::mem::replace(&mut self.counted, self.ready_bytes + elsewhere);
+        let now = self.weight() + elsewhere;
+        let before = std::mem::replace(&mut self.counted, now);
         self.counted as isize - before as isize
     }
 
-    /// The same after a write, which began with `before` bytes ready, and took nothing elsewhere.
+    /// The same after a write, which began with a weight of `before`, and took nothing elsewhere.
     pub(crate) fn recount_written(&mut self, before: usize) -> isize {
-        let written = before.saturating_sub(self.ready_bytes).min(self.counted);
+        let written = before.saturating_sub(self.weight()).min(self.counted);
         self.counted -= written;
         -(written as isize)
     }
@@ -159,6 +164,11 @@ impl Outbox {
     /// is put in.
     pub(crate) fn is_pressing(&self, limits: &Limits) -> bool {
         self.ready.len() > limits.max_queued / 4 || self.ready_bytes > limits.max_queued_bytes / 4
+    }
+
+    /// Memory of messages that wait to be written.
+    pub(crate) fn weight(&self) -> usize {
+        self.ready_bytes + self.ready.len() * READY
     }
 
     /// Bytes of messages that wait to be written.

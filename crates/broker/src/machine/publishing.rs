@@ -21,10 +21,12 @@ use super::format;
 use super::owed::Listener;
 use super::planted::planted;
 use super::session::{Deferred, Known};
+use super::session_memory::RECEIVED;
 use super::shard::{Shard, State};
 use super::slots::{ConnectionId, SessionId};
 use super::tenants::Denials;
 use crate::acknowledge::{self, Acknowledge};
+use crate::admission::memory::Fits;
 use crate::hooks::{Decision, Identity, Tap};
 
 /// What the tap made of a message.
@@ -48,6 +50,11 @@ impl Shard {
             return;
         };
         tenant.counted.messages_in += 1;
+        let account = &self.exchange.admission.session_memory;
+        if tenant.connection.count_aliases(account) == Fits::No {
+            let why = "no memory for the topics of its aliases (`max_session_memory`)";
+            return self.close(id, ReasonCode::QuotaExceeded, why);
+        }
         let Some(session_id) = tenant.session else {
             return;
         };
@@ -99,6 +106,10 @@ impl Shard {
                 );
             }
             return self.decide(session_id, receipt, ReasonCode::NotAuthorized);
+        }
+        if publish.qos == QoS::ExactlyOnce && session.memory.fits(RECEIVED) == Fits::No {
+            self.counters.dropped_store_full.one();
+            return self.decide(session_id, receipt, ReasonCode::QuotaExceeded);
         }
         let tapped = self.tap(&identity, (session_id, receipt), publish);
         let refused = match tapped {

@@ -19,7 +19,7 @@ use super::format::{
     SessionRecord, Stage, SubscriptionRecord,
 };
 use super::frame::SubscriptionIds;
-use super::message::Message;
+use super::message::{Claim, Message};
 use super::retained::Walk;
 use super::session::{Held, Session, Will};
 use super::shard::{LARGE_BATCH, Shard};
@@ -27,6 +27,7 @@ use super::share::Presence;
 use super::slots::SessionId;
 use super::subscriber::Subscriber;
 use super::subscribing::{RetainedWalk, Round, place};
+use crate::admission::account::Holding;
 use crate::recovery::Recovery;
 
 /// Records as they come.
@@ -177,7 +178,9 @@ impl Loading {
             .sessions
             .next_id(shard.number)
             .ok_or(LoadError::Full)?;
-        let mut session = Session::new(id, record, stored.client_id, stored.principal);
+        let account = &self.exchange.admission.session_memory;
+        let memory = Holding::none(account);
+        let mut session = Session::new(id, record, stored.client_id, stored.principal, memory);
         session.expiry = stored.expiry;
         session.curtailed = stored.curtailed;
         let was_connected = stored.disconnected_us.is_none();
@@ -192,10 +195,7 @@ impl Loading {
                 let publish = Publish::kept(&will.body)
                     .map_err(|source| LoadError::Message { record, source })?;
                 session.will_at = Some(at(will.delay.min(stored.expiry)));
-                Some(Box::new(Will {
-                    delay: will.delay,
-                    publish,
-                }))
+                Some(Will::new(will.delay, publish, account))
             }
         };
         if was_connected {
@@ -239,9 +239,7 @@ impl Loading {
                 round: Round::Again,
             });
         }
-        session
-            .subscriptions
-            .insert(stored.filter, Held { record, share });
+        session.subscribed(stored.filter, Held { record, share });
     }
 
     /// Says whether it is still somebody's.
@@ -272,6 +270,7 @@ impl Loading {
             record,
             frame: None,
             message,
+            claim: Some(Claim::new(&self.exchange.trash)),
             qos: stored.qos,
             retain: stored.retain,
             ids: stored.ids,

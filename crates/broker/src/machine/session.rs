@@ -26,15 +26,23 @@ use super::message::Priority;
 use super::outbox::{self, BatchNumber, Outbox, Withheld};
 use super::owed::Owed;
 use super::planted::planted;
+use super::session_memory::{self, RECEIVED};
 use super::slots::{ConnectionId, SessionId};
 use super::subscriber::TRANSIENT;
 use super::walks::Walks;
 use super::{Moment, Receipt};
-use crate::admission::memory::Reader;
+use crate::admission::account::{Account, Holding};
+use crate::admission::memory::{Fits, Reader};
 use crate::clients::Purged;
 use crate::hooks::{Decision, Identity};
 use crate::limits::Overflow;
 use crate::stats::Counters;
+
+/// Bytes of a message that waits in a transient session beside its packet, as in the outbox.
+const WAITING: usize = 2 * size_of::<Delivery>() + 192;
+
+/// Bytes of an exchange under way in a list that may have twice the room it uses.
+pub(crate) const FLIGHT: usize = 2 * size_of::<super::flights::Flight>();
 
 /// State of one client.
 pub(crate) struct Session {
@@ -70,6 +78,8 @@ pub(crate) struct Session {
     pub(crate) will_at: Option<u64>,
     /// When the session ends if nobody comes back.
     pub(crate) ends_at: Option<u64>,
+    /// What it holds of its client's choosing, the will apart.
+    pub(crate) memory: Holding,
     /// It lost a subscription to a change of access, and its client, which was not told, must not rely
     /// on it: it is not taken up again.
     pub(crate) curtailed: bool,
@@ -96,11 +106,24 @@ pub(crate) struct Held {
 }
 
 /// What is published when a client goes without a word.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Will {
     /// Will Delay Interval, seconds.
     pub(crate) delay: u32,
     pub(crate) publish: Publish,
+    _memory: Holding,
+}
+
+impl Will {
+    pub(crate) fn new(delay: u32, publish: Publish, account: &Arc<Account>) -> Box<Will> {
+        let mut memory = Holding::none(account);
+        memory.add(session_memory::of_will(&publish));
+        Box::new(Will {
+            delay,
+            publish,
+            _memory: memory,
+        })
+    }
 }
 
 /// A QoS 2 message that was received.
@@ -184,8 +207,11 @@ impl Session {
         record: RecordId,
         client_id: Arc<str>,
         principal: Arc<str>,
+        mut memory: Holding,
     ) -> Session {
+        memory.add(session_memory::of_names(&client_id, &principal));
         Session {
+            memory,
             id,
             record,
             hash: hash(0, client_id.as_bytes()),
@@ -214,6 +240,26 @@ impl Session {
 
     pub(crate) fn is_stored(&self) -> bool {
         self.record != TRANSIENT
+    }
+
+    /// Whether there is memory for one more subscription.
+    pub(crate) fn has_room_for(&self, filter: &str) -> Fits {
+        self.memory.fits(session_memory::of_subscription(filter))
+    }
+
+    /// Notes a subscription, or replaces the one there is.
+    pub(crate) fn subscribed(&mut self, filter: Arc<str>, held: Held) {
+        if self.subscriptions.get_key_value(&filter).is_none() {
+            self.memory.add(session_memory::of_subscription(&filter));
+        }
+        self.subscriptions.insert(filter, held);
+    }
+
+    /// Forgets a subscription.
+    pub(crate) fn unsubscribed(&mut self, filter: &str) -> Option<Held> {
+        let held = self.subscriptions.remove(filter)?;
+        self.memory.remove(session_memory::of_subscription(filter));
+        Some(held)
     }
 
     /// To whom its deliveries belong in the store. What a transient session has there came by a shared
@@ -251,11 +297,24 @@ impl Session {
         self.waiting.len()
     }
 
-    /// Bytes of these that are nowhere else: what stored sessions wait for is counted once for all.
-    pub(crate) fn transient_bytes(&self) -> usize {
+    /// Memory of these that is counted nowhere else: what stored sessions wait for is counted for all of
+    /// them.
+    pub(crate) fn transient_weight(&self) -> usize {
         match self.is_stored() {
             true => 0,
-            false => self.waiting_bytes,
+            false => self.waiting_weight() + self.flights_weight(),
+        }
+    }
+
+    fn waiting_weight(&self) -> usize {
+        self.waiting_bytes + self.waiting.len() * WAITING
+    }
+
+    /// Memory of exchanges that nothing but their number is kept of.
+    fn flights_weight(&self) -> usize {
+        match self.is_stored() {
+            true => 0,
+            false => self.flights.len() * FLIGHT,
         }
     }
 
@@ -308,12 +367,13 @@ impl Session {
         }
         if !self.is_stored() {
             let bytes = self.waiting_bytes + outbox.as_ref().map_or(0, |o| o.ready_bytes());
+            let weight = self.waiting_weight() + outbox.as_ref().map_or(0, |o| o.weight());
             let reader = outbox.as_ref().map_or(Reader::Stuck, |o| o.reader);
             let room = cx.exchange.admission.queue_memory.room();
             if !planted!(cx.exchange, QueueUnbounded)
                 && (self.waiting.len() >= limits.max_queued
                     || bytes + delivery.len() > limits.max_queued_bytes
-                    || !room.takes(bytes, delivery.len(), reader))
+                    || !room.takes(weight, delivery.len(), reader))
             {
                 if delivery.share.is_some() && delivery.message.is_some() {
                     return Offered::Overflow(Some(Box::new(delivery)));
@@ -370,7 +430,7 @@ impl Session {
             return Offered::Dropped;
         };
         let room = cx.exchange.admission.queue_memory.room();
-        if !room.takes(outbox.ready_bytes(), frame.len(), outbox.reader) {
+        if !room.takes(outbox.weight(), frame.len(), outbox.reader) {
             cx.counters.dropped_memory.one();
             return Offered::Dropped;
         }
@@ -388,7 +448,7 @@ impl Session {
         self.take_up_again(outbox, cx);
         let room = cx.exchange.admission.queue_memory.room();
         while self.flights.is_caught_up() && self.flights.has_room(self.receive_maximum) {
-            if !room.sends_on(outbox.ready_bytes()) {
+            if !room.sends_on(outbox.weight(), self.flights_weight()) {
                 // Maybe nothing is in flight, and no acknowledgement will bring this on.
                 if !self.waiting.is_empty() {
                     outbox.withheld = Withheld::Yes;
@@ -764,6 +824,7 @@ impl Session {
             self.flights.forget_identifiers();
         }
         if planted!(exchange, InboundIdsForgottenAtReconnect) {
+            self.memory.remove(self.received.len() * RECEIVED);
             self.received.clear();
         }
         self.flights.reconnect()
@@ -859,15 +920,15 @@ impl Session {
             };
             cx.batch.put_with(record, |out| inbound.write(out));
         }
-        self.received.insert(
-            packet_id.get(),
-            Received {
-                record,
-                receipt,
-                tapped,
-                state: ReceivedState::Undecided,
-            },
-        );
+        let received = Received {
+            record,
+            receipt,
+            tapped,
+            state: ReceivedState::Undecided,
+        };
+        if self.received.insert(packet_id.get(), received).is_none() {
+            self.memory.add(RECEIVED);
+        }
     }
 
     /// Puts back an identifier out of the store.
@@ -877,15 +938,15 @@ impl Session {
         tapped: Tapped,
         record: RecordId,
     ) {
-        self.received.insert(
-            packet_id.get(),
-            Received {
-                record,
-                receipt: Receipt::NONE,
-                tapped,
-                state: ReceivedState::Taken,
-            },
-        );
+        let received = Received {
+            record,
+            receipt: Receipt::NONE,
+            tapped,
+            state: ReceivedState::Taken,
+        };
+        if self.received.insert(packet_id.get(), received).is_none() {
+            self.memory.add(RECEIVED);
+        }
     }
 
     /// Whether a received message must be offered to the tap again: the broker stopped before the tap
@@ -948,7 +1009,11 @@ impl Session {
     /// The identifier is free again: PUBREL came, or the message was not accepted. Says whether the
     /// store has to hear of it first.
     pub(crate) fn forget_received(&mut self, packet_id: PacketId, batch: &mut Batch) -> Known {
-        match self.received.remove(&packet_id.get()) {
+        let received = self.received.remove(&packet_id.get());
+        if received.is_some() {
+            self.memory.remove(RECEIVED);
+        }
+        match received {
             None => Known::No,
             Some(received) if received.record == TRANSIENT => Known::InMemory,
             Some(received) => {
@@ -973,6 +1038,7 @@ impl Session {
 
     /// Removes all that the store has of received messages, when the session ends.
     pub(crate) fn forget_all_received(&mut self, batch: &mut Batch) {
+        self.memory.remove(self.received.len() * RECEIVED);
         for received in std::mem::take(&mut self.received).into_values() {
             if received.record != TRANSIENT {
                 batch.delete(received.record);

@@ -43,7 +43,7 @@ use super::slots::{ConnectionId, SessionId, Slots};
 use super::tenants::{Farewell, News, Origin, Rest, Tenant, Tenants};
 use super::timers::Timers;
 use crate::admission::debts::Debts;
-use crate::admission::memory::{QueueTally, Reader, Standing};
+use crate::admission::memory::{Fits, QueueTally, Reader, Standing};
 use crate::limits::Limits;
 use crate::stats::Counters;
 use crate::trace::Sink;
@@ -380,10 +380,18 @@ impl Shard {
         }
     }
 
-    /// Bytes were encoded and wait for a full socket, or do not any more.
-    pub(crate) fn count_unsent(&mut self, change: isize) {
-        self.queued
-            .add(change, &self.exchange.admission.queue_memory);
+    /// Bytes were encoded and wait for a full socket, or do not any more. They count either way; says
+    /// whether there is memory for more.
+    pub(crate) fn count_unsent(&mut self, change: isize) -> Fits {
+        let memory = &self.exchange.admission.queue_memory;
+        self.queued.add(change, memory);
+        memory.hold(change)
+    }
+
+    /// How much to encode between two writes, if `usual` is what it is while there is memory.
+    pub(crate) fn room_to_write(&self, usual: usize) -> usize {
+        let memory = &self.exchange.admission.queue_memory;
+        memory.room().to_write(usual)
     }
 
     /// Whether it is known who is at the other end.
@@ -424,12 +432,12 @@ impl Shard {
             let Some(tenant) = self.tenants.get(id) else {
                 return More::No;
             };
-            let before = tenant.outbox.ready_bytes();
+            let before = tenant.outbox.weight();
             let more =
                 tenant
                     .outbox
                     .write(self.now, stored, out, limit, &self.counters, &mut expired);
-            let wrote = tenant.outbox.ready_bytes() < before;
+            let wrote = tenant.outbox.weight() < before;
             let memory = &self.exchange.admission.queue_memory;
             self.queued
                 .add(tenant.outbox.recount_written(before), memory);
@@ -902,7 +910,7 @@ impl Shard {
         let mut outbox = tenant.map(|t| &mut t.outbox);
         let answer = work(session, outbox.as_deref_mut(), &mut cx);
         if let Some(outbox) = outbox {
-            let change = outbox.recount(session.transient_bytes());
+            let change = outbox.recount(session.transient_weight());
             let memory = &self.exchange.admission.queue_memory;
             self.queued.add(change, memory);
         }

@@ -23,6 +23,7 @@ use super::shard::Shard;
 use super::share::{Membership, Presence};
 use super::slots::{ConnectionId, SessionId};
 use super::subscriber::{OwnMessages, RetainFlag, Subscriber, TRANSIENT};
+use crate::admission::memory::Fits;
 use crate::hooks::Decision;
 
 /// Topics looked at for retained messages in one go; a quarter of a millisecond at most.
@@ -91,7 +92,10 @@ impl Shard {
             let is_new = known.is_none();
             let reason = if asked.filter.levels().count() > limits.max_filter_levels {
                 ReasonCode::TopicFilterInvalid
-            } else if is_new && session.subscriptions.len() >= limits.max_subscriptions {
+            } else if is_new
+                && (session.subscriptions.len() >= limits.max_subscriptions
+                    || session.has_room_for(filter) == Fits::No)
+            {
                 ReasonCode::QuotaExceeded
             } else if exchange
                 .hooks
@@ -177,7 +181,7 @@ impl Shard {
                         round: Round::First,
                     });
                 }
-                session.subscriptions.insert(filter, Held { record, share });
+                session.subscribed(filter, Held { record, share });
                 ReasonCode::granted(asked.qos)
             };
             reasons.push(reason);
@@ -248,7 +252,7 @@ impl Shard {
     /// Ends one subscription of a session; says whether there was one.
     pub(super) fn remove_subscription(&mut self, id: SessionId, filter: &str) -> bool {
         let session = self.sessions.get(id);
-        let Some(held) = session.and_then(|s| s.subscriptions.remove(filter)) else {
+        let Some(held) = session.and_then(|s| s.unsubscribed(filter)) else {
             return false;
         };
         if let Some(session) = self.sessions.get(id) {
@@ -434,7 +438,7 @@ impl Shard {
         let memory = exchange.admission.queue_memory.room();
         let pressing = match self.tenants.get(id) {
             Some(tenant) => {
-                tenant.outbox.is_pressing(limits) || !memory.sends_on(tenant.outbox.ready_bytes())
+                tenant.outbox.is_pressing(limits) || !memory.sends_on(tenant.outbox.weight(), 0)
             }
             None => return false,
         };
@@ -458,6 +462,7 @@ impl Shard {
         let size = message.len();
         // What lasts for this run only is not delivered after the next start.
         let stored = message.is_stored();
+        delivery.claim = Some(message.claim());
         delivery.message = Some(message);
         if subscriber.session != TRANSIENT && qos > QoS::AtMostOnce {
             let gauge = self.exchange.gauge(to);
@@ -479,7 +484,9 @@ impl Shard {
 fn explanation(reason: ReasonCode) -> Option<Utf8> {
     let text = match reason {
         ReasonCode::NotAuthorized => "this client may not subscribe to one of the filters",
-        ReasonCode::QuotaExceeded => "this client has as many subscriptions as it may have",
+        ReasonCode::QuotaExceeded => {
+            "this client has as many subscriptions as it may have, or all have"
+        }
         ReasonCode::TopicFilterInvalid => "one of the filters has more levels than are allowed",
         _ => return None,
     };

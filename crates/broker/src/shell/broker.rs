@@ -388,6 +388,13 @@ fn check(limits: &Limits) -> Result<(), StartError> {
             "at least `max_queued_bytes`, or one client alone would exceed it",
         ),
         (
+            "max_session_memory",
+            limits.max_session_memory as u64,
+            // Three quarters of it are for large wills.
+            (u64::from(limits.max_packet_size) * 2).max(64 * 1024)..=u64::MAX,
+            "at least 64 KiB and twice `max_packet_size`, or the largest will could never be kept",
+        ),
+        (
             "max_loop_delay",
             limits.max_loop_delay.as_millis() as u64,
             20..=60_000,

@@ -32,6 +32,10 @@ const MQTT: &[u8] = b"mqtt";
 const AMAZON_MQTT: &[u8] = b"x-amzn-mqtt-ca";
 pub(crate) const HTTP: &[u8] = b"http/1.1";
 
+/// Encrypted bytes that rustls holds for a socket that does not take them: one record. Its own default is
+/// four times that, for each connection that is stuck.
+pub(crate) const SENDABLE: usize = 16 * 1024;
+
 /// The TLS layer of a listener.
 #[derive(Debug)]
 pub(crate) struct Handshakes {
@@ -109,7 +113,8 @@ pub(crate) async fn shake(
         socket.wait_for_bytes().await?;
         // Waiting for one's turn counts: who waits that long has given up or will try again.
         let _turn = worker.handshakes.take(place.network()).await;
-        let accepting = TlsAcceptor::from(handshakes.config()).accept(socket);
+        let accepting = TlsAcceptor::from(handshakes.config())
+            .accept_with(socket, |session| session.set_buffer_limit(Some(SENDABLE)));
         step_by_step(&worker.steps, accepting).await
     })
     .await;

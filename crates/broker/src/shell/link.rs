@@ -26,11 +26,11 @@ use tokio::time::Sleep;
 use super::acceptor::Place;
 use super::discard;
 use super::leftover::Leftover;
-use super::partial::{Fits, Partial};
-use super::socket::Movable;
+use super::partial::Partial;
+use super::socket::{Movable, Widened};
 use super::worker::{READ_BUFFER, Worker};
 use crate::admission::gate::Entrance;
-use crate::admission::memory::Standing;
+use crate::admission::memory::{Fits, Standing};
 use crate::admission::meter::{Came, Outbound};
 use crate::machine::connection::Appetite;
 use crate::machine::departure::Departure;
@@ -118,6 +118,10 @@ pub(crate) struct Parcel<S> {
 enum Flushing {
     Clean,
     Needed,
+    /// It was tried, and the socket is full: what the transport may hold is counted.
+    Stuck {
+        holds: u32,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,7 +184,8 @@ where
         let Some(id) = shard.arrive(departure) else {
             return Ok(None);
         };
-        shard.count_unsent(unsent.bytes().len() as isize);
+        // It stood there before, and is counted there no more.
+        let _ = shard.count_unsent(unsent.room() as isize);
         drop(shard);
         let outbound = Sending::new(&worker.exchange);
         let mut link = Link {
@@ -208,8 +213,10 @@ where
             return Ok(false);
         };
         let unsent = std::mem::take(&mut self.unsent);
-        shard.count_unsent(-(unsent.bytes().len() as isize));
+        // Less always fits.
+        let _ = shard.count_unsent(-(unsent.room() as isize));
         drop(shard);
+        self.unstuck();
         let Some(mut transport) = self.transport.take() else {
             return Ok(false);
         };
@@ -309,6 +316,11 @@ where
     /// there is more: a quick reader of a million retained messages is not to have the worker for itself.
     fn send(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, io::Error> {
         let mut turn = 0;
+        let is_stuck = matches!(self.flushing, Flushing::Stuck { .. });
+        if is_stuck && self.unsent.is_empty() && self.flush(cx)?.is_pending() {
+            return Ok(Poll::Pending);
+        }
+        let chunk = self.worker.shard.borrow().room_to_write(WRITE_CHUNK);
         while turn < WRITE_CHUNK {
             while !self.unsent.is_empty() {
                 let Some(transport) = &mut self.transport else {
@@ -317,12 +329,18 @@ where
                 match Pin::new(transport).poll_write(cx, self.unsent.bytes())? {
                     Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
                     Poll::Ready(written) => {
-                        self.unsent.advance(written);
-                        let mut shard = self.worker.shard.borrow_mut();
-                        shard.count_unsent(-(written as isize));
+                        self.unstuck();
+                        let freed = self.unsent.advance(written);
+                        if freed > 0 {
+                            let mut shard = self.worker.shard.borrow_mut();
+                            let _ = shard.count_unsent(-(freed as isize));
+                        }
                         self.flushing = Flushing::Needed;
                     }
-                    Poll::Pending => return Ok(Poll::Pending),
+                    Poll::Pending => {
+                        self.stuck(cx)?;
+                        return Ok(Poll::Pending);
+                    }
                 }
             }
             let worker = Rc::clone(&self.worker);
@@ -331,10 +349,11 @@ where
             let mut shard = worker.shard.borrow_mut();
             match &mut self.outbound {
                 Some(sending) if self.stage == Stage::Open => {
-                    sending.write(cx, &worker, &mut shard, self.id, &mut scratch.write);
+                    let out = &mut scratch.write;
+                    sending.write(cx, &worker, &mut shard, self.id, chunk, out);
                 }
                 _ => {
-                    shard.write(self.id, &mut scratch.write, WRITE_CHUNK);
+                    shard.write(self.id, &mut scratch.write, chunk);
                 }
             }
             if scratch.write.is_empty() {
@@ -351,27 +370,89 @@ where
             };
             self.flushing = Flushing::Needed;
             if written < scratch.write.len() {
-                let unsent = self.unsent.buffer();
-                unsent.extend_from_slice(&scratch.write[written..]);
-                let change = unsent.len() as isize;
-                worker.shard.borrow_mut().count_unsent(change);
+                self.unsent = Leftover::of(&scratch.write[written..]);
+                drop(scratch);
+                self.count_unsent(self.unsent.room())?;
+                scratch = worker.scratch.borrow_mut();
             }
             if scratch.write.capacity() > 4 * WRITE_CHUNK {
                 // One huge message passed through; do not keep its room for ever.
                 scratch.write = BytesMut::with_capacity(WRITE_CHUNK);
             }
         }
-        if self.flushing == Flushing::Needed {
-            match self.transport()?.poll_flush(cx)? {
-                Poll::Ready(()) => self.flushing = Flushing::Clean,
-                Poll::Pending => return Ok(Poll::Pending),
-            }
+        if self.flushing != Flushing::Clean && self.flush(cx)?.is_pending() {
+            return Ok(Poll::Pending);
         }
         if turn >= WRITE_CHUNK {
             cx.waker().wake_by_ref();
             return Ok(Poll::Pending);
         }
         Ok(Poll::Ready(()))
+    }
+
+    /// Makes the transport pass on what it took.
+    fn flush(&mut self, cx: &mut Context<'_>) -> io::Result<Poll<()>> {
+        if self.transport()?.poll_flush(cx)?.is_pending() {
+            self.stuck(cx)?;
+            return Ok(Poll::Pending);
+        }
+        self.unstuck();
+        self.flushing = Flushing::Clean;
+        Ok(Poll::Ready(()))
+    }
+
+    /// The transport takes no more for now: counts what it may hold.
+    ///
+    /// # Errors
+    /// As for [`count_unsent`](Link::count_unsent).
+    fn stuck(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.widen() == Widened::Yes {
+            cx.waker().wake_by_ref();
+        }
+        if matches!(self.flushing, Flushing::Stuck { .. }) {
+            return Ok(());
+        }
+        let holds = self.transport()?.holds();
+        self.flushing = Flushing::Stuck { holds };
+        self.count_unsent(holds as usize)
+    }
+
+    /// The transport takes bytes again: what it may hold is counted no more.
+    fn unstuck(&mut self) {
+        if let Flushing::Stuck { holds } = self.flushing {
+            self.flushing = Flushing::Needed;
+            let mut shard = self.worker.shard.borrow_mut();
+            let _ = shard.count_unsent(-(holds as isize));
+        }
+    }
+
+    /// Counts bytes that are held for a full socket.
+    ///
+    /// # Errors
+    /// When there is no memory for them: the connection is over.
+    fn count_unsent(&mut self, bytes: usize) -> io::Result<()> {
+        let mut shard = self.worker.shard.borrow_mut();
+        if shard.count_unsent(bytes as isize) == Fits::Yes {
+            return Ok(());
+        }
+        shard.set_time(self.worker.clock.now());
+        shard.out_of_queue_memory(self.id);
+        shard.settle();
+        Err(io::ErrorKind::OutOfMemory.into())
+    }
+
+    /// Lets the transport hold more, if its client is known.
+    fn widen(&mut self) -> Widened {
+        let worker = &self.worker;
+        match (
+            &mut self.transport,
+            worker.shard.borrow_mut().standing(self.id),
+        ) {
+            (Some(transport), Standing::Client) => {
+                transport.widen(&worker.exchange.admission.window_memory)
+            }
+            _ => Widened::No,
+        }
     }
 
     /// Reads once and hands in all packets that are complete. Returns the bytes read, frames included.
@@ -481,13 +562,21 @@ where
         }
     }
 
-    fn received(&self, worker: &Worker, count: usize) -> io::Result<()> {
+    fn received(&mut self, worker: &Worker, count: usize) -> io::Result<()> {
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let mut shard = worker.shard.borrow_mut();
         shard.set_time(worker.clock.now());
         shard.count_read(self.id, count);
+        let tick = shard.now().tick;
+        drop(shard);
+        if let Some(transport) = &mut self.transport
+            && transport.is_narrow(tick, count)
+        {
+            // Where there is no room, it stays as slow as it is.
+            let _ = self.widen();
+        }
         Ok(())
     }
 
@@ -592,6 +681,7 @@ impl Sending {
         worker: &Worker,
         shard: &mut Shard,
         id: ConnectionId,
+        chunk: usize,
         out: &mut BytesMut,
     ) {
         if self.is_held(cx) {
@@ -602,7 +692,7 @@ impl Sending {
         let paces = &worker.exchange.admission.paces;
         // A worker writes for one connection at a time: what it counts meanwhile is this one's.
         let before = shard.counters().messages_out();
-        shard.write(id, out, self.rates.room(paces, tick, WRITE_CHUNK));
+        shard.write(id, out, self.rates.room(paces, tick, chunk));
         let messages = shard.counters().messages_out() - before;
         if messages == 0 {
             return;
@@ -699,7 +789,11 @@ impl<S> Drop for Link<S> {
         // Also after a panic in the task, or when the runtime goes: nobody may stay registered whose
         // transport is gone. Should the shard itself be what panicked, there is nothing to tell it.
         if let Ok(mut shard) = self.worker.shard.try_borrow_mut() {
-            shard.count_unsent(-(self.unsent.bytes().len() as isize));
+            let holds = match self.flushing {
+                Flushing::Stuck { holds } => holds as usize,
+                Flushing::Clean | Flushing::Needed => 0,
+            };
+            let _ = shard.count_unsent(-((self.unsent.room() + holds) as isize));
             shard.release(self.id);
             shard.settle();
         }

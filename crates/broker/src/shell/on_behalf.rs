@@ -1,7 +1,7 @@
 //! Publishing in somebody's name without a connection of MQTT: what comes in over HTTP.
 //!
 //! The same road as a PUBLISH: who is it ([`visitor`](super::visitor)), is it its turn
-//! ([`turn`](super::turn)), may they ([`Hooks::may_publish`](crate::Hooks::may_publish)), the tap, the
+//! ([`patience`](super::patience)), may they ([`Hooks::may_publish`](crate::Hooks::may_publish)), the tap, the
 //! subscribers, and an answer once everything that is to be kept is kept.
 
 use std::time::Duration;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
-use crate::admission::memory::Standing;
+use crate::admission::memory::{Fits, Standing};
 use crate::machine::exchange::Exchange;
 
 /// Received bytes.
@@ -20,14 +20,6 @@ struct Held {
     /// Room of `bytes` as it was counted last.
     counted: usize,
     exchange: Arc<Exchange>,
-}
-
-/// Whether there is memory for what is held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[must_use]
-pub(crate) enum Fits {
-    Yes,
-    No,
 }
 
 impl Partial {

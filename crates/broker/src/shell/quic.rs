@@ -39,8 +39,9 @@ use super::acceptor::{Admitted, Arrival, Caller, HandOut, Place};
 use super::broker::{Bound, StartError};
 use super::door;
 use super::handshake::Failure;
-use super::socket::Movable;
 use super::handshake_turns::{HandshakeTurns, Share};
+use super::socket::{Movable, Widened};
+use crate::admission::account::{Account, Holding};
 use crate::admission::gate::Handshake;
 use crate::admission::neighbours::Network;
 use crate::admission::{PutOff, Refused};
@@ -51,10 +52,26 @@ use crate::transport::{Bind, ClientCertificate, ListenerConfig, Tls, TlsSettings
 /// The protocol's name in the TLS handshake.
 const ALPN: &[u8] = b"mqtt";
 
-/// Bytes a client may be ahead of what was read from it, and bytes sent to it that it did not acknowledge.
-/// What one connection can make us hold, each way; packets may be larger. 256 KiB in 100 ms are
-/// 20 Mbit/s, more than a cellular uplink gives for long.
-const WINDOW: u32 = 256 * 1024;
+/// Bytes a client may be ahead of what was read from it, and bytes sent to it that it did not acknowledge:
+/// what one connection can make us hold, each way, in the beginning. Enough for CONNECT and for what a car
+/// says in a second.
+const NARROW: u32 = 16 * 1024;
+
+/// The same for a client that is known and moves more than that. 256 KiB in 100 ms are 20 Mbit/s, more
+/// than a cellular uplink gives for long.
+const WIDE: u32 = 256 * 1024;
+
+/// Bytes that a connection with narrow windows costs at most: 40 KiB of quinn and TLS, 16 KiB sent, and
+/// what quinn keeps to put together what came out of order. That is 32 KiB of datagrams beside the window,
+/// and up to 2,048 places of 56 bytes for the pieces.
+pub(crate) const CONNECTION: u64 = (40 + 32 + 112) * 1024 + 2 * NARROW as u64;
+
+/// Bytes that wide windows cost beyond narrow ones: sent; and received, for which quinn keeps up to one
+/// and a half as much in datagrams that are not full.
+const WIDENING: usize = (WIDE - NARROW) as usize + (WIDE - NARROW) as usize * 5 / 2;
+
+/// Bytes that the handshakes which wait for their turn at one listener keep.
+pub(crate) const WAITING: u64 = MAX_INCOMING as u64 * INCOMING_BYTES;
 
 /// Silence after which we ask a client for a sign of life: it keeps the way back open through NATs,
 /// which forget UDP after 30 seconds at the earliest, and is below the idle timeout that most QUIC stacks
@@ -228,9 +245,10 @@ fn transport(limits: &Limits) -> TransportConfig {
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
-        .stream_receive_window(VarInt::from_u32(WINDOW))
-        .receive_window(VarInt::from_u32(WINDOW))
-        .send_window(u64::from(WINDOW))
+        // There is one stream, so that of the connection is the smaller one until it is wide.
+        .stream_receive_window(VarInt::from_u32(WIDE))
+        .receive_window(VarInt::from_u32(NARROW))
+        .send_window(u64::from(NARROW))
         .keep_alive_interval(Some(KEEP_ALIVE))
         // Longer than the format can say is as good as never.
         .max_idle_timeout(IdleTimeout::try_from(idle).ok());
@@ -481,6 +499,9 @@ impl Door {
                     recv,
                     finishing: None,
                     outcome: CUT,
+                    wide: None,
+                    second: 0,
+                    in_second: 0,
                     _alive: self.alive.clone(),
                 },
                 certificates,
@@ -522,6 +543,11 @@ pub(crate) struct QuicStream {
     finishing: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// What the client is told when this is dropped.
     outcome: VarInt,
+    /// Once its windows are wide.
+    wide: Option<Holding>,
+    /// Bytes read in this second, until then.
+    second: u64,
+    in_second: usize,
     /// The thread of the connection goes on as long as there is one.
     _alive: mpsc::Sender<Infallible>,
 }
@@ -542,6 +568,32 @@ impl Movable for QuicStream {
 
     fn attach(&mut self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn is_narrow(&mut self, tick: u64, read: usize) -> bool {
+        if self.wide.is_some() {
+            return false;
+        }
+        let second = tick / 1000;
+        if self.second != second {
+            (self.second, self.in_second) = (second, 0);
+        }
+        self.in_second += read;
+        self.in_second > NARROW as usize
+    }
+
+    /// For as long as it lasts: what a client was promised cannot be taken back.
+    fn widen(&mut self, memory: &Arc<Account>) -> Widened {
+        if self.wide.is_some() {
+            return Widened::No;
+        }
+        self.wide = Holding::try_new(memory, WIDENING);
+        if self.wide.is_none() {
+            return Widened::No;
+        }
+        self.connection.set_receive_window(VarInt::from_u32(WIDE));
+        self.connection.set_send_window(u64::from(WIDE));
+        Widened::Yes
     }
 }
 

@@ -5,11 +5,15 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
+
+use super::handshake::SENDABLE;
+use crate::admission::account::Account;
 
 /// A transport that can be carried to another runtime.
 pub(crate) trait Movable: AsyncRead + AsyncWrite + Unpin + Send + 'static {
@@ -19,6 +23,11 @@ pub(crate) trait Movable: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Enters the runtime this is called in.
     fn attach(&mut self) -> io::Result<()>;
 
+    /// Bytes it may have taken and still hold while a flush is pending, beside what the kernel has.
+    fn holds(&self) -> u32 {
+        0
+    }
+
     /// The broker stops: said before the transport is shut down, to one that can tell the client.
     fn going_away(&mut self) {}
 
@@ -27,6 +36,25 @@ pub(crate) trait Movable: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     fn take_overhead(&mut self) -> usize {
         0
     }
+
+    /// Counts what was read at a tick. Says whether that is so much that it should be
+    /// [`widen`](Movable::widen)ed.
+    fn is_narrow(&mut self, _tick: u64, _read: usize) -> bool {
+        false
+    }
+
+    /// A known client moves so much that its transport slows it down: what that may hold is to grow, if
+    /// there is memory. Says whether it grew.
+    fn widen(&mut self, _memory: &Arc<Account>) -> Widened {
+        Widened::No
+    }
+}
+
+/// Whether a transport may hold more than before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Widened {
+    Yes,
+    No,
 }
 
 /// A TCP connection, in a runtime or between two.
@@ -96,6 +124,11 @@ impl Movable for TlsStream<Socket> {
 
     fn attach(&mut self) -> io::Result<()> {
         self.get_mut().0.attach()
+    }
+
+    fn holds(&self) -> u32 {
+        // And what is around its records.
+        SENDABLE as u32 + 1024
     }
 }
 

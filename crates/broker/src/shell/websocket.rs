@@ -353,6 +353,10 @@ impl<S: Movable> Movable for WebSocketStream<S> {
         self.stream.attach()
     }
 
+    fn holds(&self) -> u32 {
+        self.stream.holds()
+    }
+
     fn going_away(&mut self) {
         if let Closing::Open(code) = &mut self.closing {
             *code = CloseCode::GOING_AWAY;

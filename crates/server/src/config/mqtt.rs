@@ -77,6 +77,11 @@ pub struct MqttConfig {
     pub max_read_memory: ByteSize,
     /// Memory for what waits for connected clients, over all of them; not below `max_packet_size`.
     pub max_queue_memory: ByteSize,
+    /// Memory for what sessions hold of their clients' choosing, over all of them; not below twice
+    /// `max_packet_size`.
+    pub max_session_memory: ByteSize,
+    /// Memory for wide windows of QUIC connections, over all of them.
+    pub max_window_memory: ByteSize,
 }
 
 const fn rate(per_second: u32, burst: u32) -> Rate {
@@ -189,6 +194,17 @@ pub(super) fn read(mut section: Section<'_>) -> MqttConfig {
             "max_queue_memory",
             1 << 30,
             (max_queued_bytes.0, "mqtt.max_queued_bytes"),
+        ),
+        max_session_memory: memory_for_all(
+            &mut section,
+            "max_session_memory",
+            1 << 30,
+            (max_packet_size.0 * 2, "twice mqtt.max_packet_size"),
+        ),
+        max_window_memory: section.size(
+            "max_window_memory",
+            ByteSize(1 << 30),
+            ByteSize(64 << 10)..=ByteSize(1 << 42),
         ),
     };
     section.finish();

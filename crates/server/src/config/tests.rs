@@ -123,6 +123,10 @@ fn each_row_is_refused_and_names_its_key() {
             "512KiB is less than four times mqtt.max_packet_size, 4MiB",
         ),
         (
+            "[mqtt]\nmax_session_memory = \"1MiB\"",
+            "1MiB is less than twice mqtt.max_packet_size, 2MiB",
+        ),
+        (
             "[mqtt]\nmax_queue_memory = \"4MiB\"",
             "4MiB is less than mqtt.max_queued_bytes, 8MiB",
         ),
@@ -419,5 +423,6 @@ fn memory_of_all_clients_grows_with_that_of_one() {
     let config = parse("[mqtt]\nmax_packet_size = \"200MiB\"\nmax_queued_bytes = \"2GiB\"");
     let mqtt = config.expect("nothing is wrong").mqtt;
     assert_eq!(mqtt.max_read_memory.0, 800 << 20);
+    assert_eq!(mqtt.max_session_memory.0, 1 << 30);
     assert_eq!(mqtt.max_queue_memory.0, 2 << 30);
 }

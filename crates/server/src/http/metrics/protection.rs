@@ -130,6 +130,21 @@ fn bounds(out: &mut Writer<'_, '_>, app: &AppState, broker: &Stats) -> fmt::Resu
             broker.queue_memory_bytes,
         ),
         (
+            "mqtt_session_memory",
+            "Memory of what sessions hold of their clients' choosing: wills, subscriptions, names",
+            broker.session_memory_bytes,
+        ),
+        (
+            "mqtt_stored_memory",
+            "Memory of messages kept for sessions and of their deliveries",
+            broker.stored_memory_bytes,
+        ),
+        (
+            "mqtt_window_memory",
+            "Memory that wide windows of QUIC connections may hold",
+            broker.window_memory_bytes,
+        ),
+        (
             "machine_memory",
             "Memory of this machine or container; 0 if it does not say",
             app.memory.machine.unwrap_or_default(),
