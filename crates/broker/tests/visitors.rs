@@ -299,8 +299,9 @@ fn what_comes_with_a_connect_waits_too_if_its_client_owes() {
     });
     let mut app = Client::new(&setup, V5, "app");
     app.subscribe("a/#", QoS::AtMostOnce);
-    // On both workers.
-    for name in ["car-1", "car-2", "car-3", "car-4", "car-5", "car-6"] {
+    // Some come in on the worker of their session, some move there.
+    for name in (0..12).map(|number| format!("car-{number}")) {
+        let name = name.as_str();
         let mut car = Client::new(&setup, V5, name);
         flood(&setup, &mut car);
         wait(setup.handle.disconnect_client(name, ReasonCode::Banned));

@@ -223,13 +223,24 @@ fn check_wildcards(filter: &str) -> Result<(), TopicError> {
     if filter.is_empty() {
         return Err(TopicError::Empty);
     }
-    let mut levels = filter.split('/').peekable();
-    while let Some(level) = levels.next() {
-        if level.contains('#') && (level.len() > 1 || levels.peek().is_some()) {
-            return Err(TopicError::MisplacedHash);
-        }
-        if level.contains('+') && level.len() > 1 {
-            return Err(TopicError::MisplacedPlus);
+    // By bytes, not by levels: of those there may be 65,536.
+    let bytes = filter.as_bytes();
+    if !bytes
+        .iter()
+        .fold(false, |any, b| any | matches!(b, b'+' | b'#'))
+    {
+        return Ok(());
+    }
+    let mut before = b'/';
+    for (at, byte) in bytes.iter().enumerate() {
+        let after = bytes.get(at + 1);
+        match byte {
+            // A level of its own, and the last one.
+            b'#' if before != b'/' || after.is_some() => return Err(TopicError::MisplacedHash),
+            b'+' if before != b'/' || after.is_some_and(|b| *b != b'/') => {
+                return Err(TopicError::MisplacedPlus);
+            }
+            _ => before = *byte,
         }
     }
     Ok(())
@@ -250,5 +261,34 @@ impl fmt::Debug for TopicFilter {
 impl fmt::Display for TopicFilter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.text, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every short filter against what the rules say of its levels.
+    #[test]
+    fn wildcards_stand_alone_in_their_level_and_a_hash_in_the_last() {
+        let mut filters = vec![String::new()];
+        for _ in 0..6 {
+            let longer = |filter: &String| {
+                "a/+#"
+                    .chars()
+                    .map(|c| format!("{filter}{c}"))
+                    .collect::<Vec<_>>()
+            };
+            filters = filters.iter().flat_map(longer).collect();
+            for filter in &filters {
+                let levels: Vec<&str> = filter.split('/').collect();
+                let legal = levels.iter().enumerate().all(|(at, level)| match *level {
+                    "#" => at + 1 == levels.len(),
+                    "+" => true,
+                    level => !level.contains(['+', '#']),
+                });
+                assert_eq!(TopicFilter::parse(filter).is_ok(), legal, "{filter}");
+            }
+        }
     }
 }

@@ -569,8 +569,8 @@ mod tests {
             assert_eq!(holds.bad_certificate(at(0), depot, 0), None);
             holds.good_certificate(at(0), depot);
             holds.good_certificate(at(0), depot);
-            // Two seconds between two.
-            assert_eq!(holds.bad_certificate(at(2 * n), slow, 0), None);
+            // Three seconds between two: twenty in a minute.
+            assert_eq!(holds.bad_certificate(at(3 * n), slow, 0), None);
         }
         assert!(holds.all(at(0)).is_empty());
     }

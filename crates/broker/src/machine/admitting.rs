@@ -53,7 +53,7 @@ impl Shard {
             return false;
         };
         // For whoever is told that it was refused, when that is said. What else it asked for is forgotten.
-        let _ = Some(Box::new(Joiner {
+        tenant.joiner = Some(Box::new(Joiner {
             connect: Box::new(Connect::new(connect.version, connect.client_id.detached())),
             assigned: None,
             known: None,

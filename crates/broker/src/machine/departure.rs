@@ -114,7 +114,7 @@ impl Departure {
 impl Drop for Departure {
     fn drop(&mut self) {
         let detail = "the connection was lost on its way from one worker to another";
-        let _ = detail;
+        self.lost(ReasonCode::UnspecifiedError, detail);
     }
 }
 

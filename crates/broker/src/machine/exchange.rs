@@ -14,6 +14,7 @@ use journal::{Batch, Condition, Position, RecordId};
 use mqtt::{Publish, ReasonCode};
 
 use super::admitting::Search;
+use super::departed::PIECE;
 use super::fanout::{Fanout, Publisher};
 use super::filter_index::{FilterIndex, Matches};
 use super::format::RetainedRecord;
@@ -70,6 +71,8 @@ pub(crate) struct Exchange {
     pub(crate) traces: AtomicUsize,
     /// Who is let in, and how much of what.
     pub(crate) admission: Admission,
+    /// See [`departed`](super::departed).
+    pub(crate) departed_per_turn: usize,
     /// A defect to be found by the simulation.
     #[cfg(any(test, feature = "simulation"))]
     pub(crate) fault: Option<crate::simulation::Fault>,
@@ -198,6 +201,7 @@ impl Exchange {
             records: AtomicU64::new(1),
             sequence: Sequence::starting_at(now.wall_us),
             traces: AtomicUsize::new(0),
+            departed_per_turn: PIECE,
             #[cfg(any(test, feature = "simulation"))]
             fault: None,
         }
@@ -354,9 +358,12 @@ impl Exchange {
     /// The reason to refuse a topic that has too many levels.
     pub(crate) fn too_deep(&self, topic: &str) -> Option<ReasonCode> {
         let most = self.limits.max_topic_levels;
-        // A topic has at most one level more than it has bytes: most need no counting.
-        let is_deep = topic.len() >= most && topic.bytes().filter(|b| *b == b'/').count() >= most;
-        is_deep.then_some(ReasonCode::TopicNameInvalid)
+        has_more_levels(topic, most).then_some(ReasonCode::TopicNameInvalid)
+    }
+
+    /// Whether a filter, without the name of its share, has too many levels.
+    pub(crate) fn is_filter_too_deep(&self, filter: &str) -> bool {
+        has_more_levels(filter, self.limits.max_filter_levels)
     }
 
     /// The reason to refuse a message that is to be retained where none are. Connections look themselves.
@@ -497,6 +504,17 @@ impl Exchange {
         }
         stats
     }
+}
+
+/// Whether a topic or filter has more than `most` levels.
+fn has_more_levels(text: &str, most: usize) -> bool {
+    // It has at most one level more than it has bytes: most need no counting.
+    // And of one of 65,536 levels only the first are looked at.
+    let mut ends = text.bytes().filter(|b| *b == b'/');
+    text.len() >= most
+        && most
+            .checked_sub(1)
+            .is_none_or(|last| ends.nth(last).is_some())
 }
 
 impl Subscriptions {

@@ -10,7 +10,7 @@
 //!
 //! Not here: who may subscribe (hooks), sharing between threads (`exchange.rs`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use mqtt::Version;
@@ -25,6 +25,9 @@ pub(crate) struct FilterIndex {
     exact: HashMap<Arc<str>, Subscribers>,
     wild: Trie,
     count: usize,
+    /// Sessions that are gone and of which something may be left here; mostly none. Ordered, not hashed:
+    /// few, and looked up for every receiver while there are some.
+    departing: BTreeSet<SessionId>,
 }
 
 /// Memory that matching needs, kept by the caller so that no match allocates.
@@ -118,8 +121,32 @@ impl FilterIndex {
                 }
             }
         };
-        self.count -= usize::from(removed);
+        if !self.departing.contains(&who) {
+            self.count -= usize::from(removed);
+        }
         removed
+    }
+
+    /// A session is gone, and `subscriptions` of it are still here: nothing is found for it any more. They
+    /// are to be removed, and then [`departed`](FilterIndex::departed) to be called.
+    pub(crate) fn depart(&mut self, who: SessionId, subscriptions: usize) {
+        if self.departing.insert(who) {
+            self.count -= subscriptions;
+        }
+    }
+
+    /// Nothing of a session is left here.
+    pub(crate) fn departed(&mut self, who: SessionId) {
+        self.departing.remove(&who);
+    }
+
+    /// Whether nothing is left, not even of those who are gone.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.exact.is_empty()
+            && self.wild.nodes.len() == self.wild.free.len() + 1
+            && self.wild.nodes[0].is_bare()
+            && self.departing.is_empty()
     }
 
     /// Finds everyone who gets a message on `topic`, published by `from`.
@@ -143,6 +170,9 @@ impl FilterIndex {
             found.extend_from_slice(set.as_slice());
             sets += 1;
         });
+        if !self.departing.is_empty() {
+            found.retain(|s| !self.departing.contains(&s.to));
+        }
         if let Some(from) = from {
             found.retain(|s| s.own == OwnMessages::Deliver || s.to != from);
         }

@@ -5,9 +5,11 @@
 //! through in the order of the filters, so what is done for each is done in the same order in every run.
 
 use std::collections::{BTreeMap, btree_map};
+use std::ops::Bound;
 use std::slice;
 use std::sync::Arc;
 
+use super::exchange::Share;
 use super::session::Held;
 
 /// Up to here a list is shorter to search and to move than a tree.
@@ -100,6 +102,27 @@ impl Filters {
         }
     }
 
+    /// Takes one of them away: the last of few, of many the first.
+    pub(crate) fn pop(&mut self) -> Option<(Arc<str>, Held)> {
+        match &mut self.0 {
+            Kept::Few(list) => list.pop(),
+            Kept::Many(map) => map.pop_first(),
+        }
+    }
+
+    /// The shared ones, without going through the others.
+    pub(crate) fn shared(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Share>)> {
+        let iter = match &self.0 {
+            Kept::Few(list) => Iter::Few(list.iter()),
+            Kept::Many(map) => {
+                // `0` comes after `/`.
+                let bounds = (Bound::Included("$share/"), Bound::Excluded("$share0"));
+                Iter::Range(map.range::<str, _>(bounds))
+            }
+        };
+        iter.filter_map(|(filter, held)| Some((filter, held.share.as_ref()?)))
+    }
+
     /// All of them, in the order of the filters.
     pub(crate) fn iter(&self) -> Iter<'_> {
         match &self.0 {
@@ -110,10 +133,6 @@ impl Filters {
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = &Arc<str>> {
         self.iter().map(|(filter, _)| filter)
-    }
-
-    pub(crate) fn values(&self) -> impl Iterator<Item = &Held> {
-        self.iter().map(|(_, held)| held)
     }
 }
 
@@ -126,6 +145,7 @@ fn place(list: &[(Arc<str>, Held)], filter: &str) -> Result<usize, usize> {
 pub(crate) enum Iter<'a> {
     Few(slice::Iter<'a, (Arc<str>, Held)>),
     Many(btree_map::Iter<'a, Arc<str>, Held>),
+    Range(btree_map::Range<'a, Arc<str>, Held>),
 }
 
 impl<'a> Iterator for Iter<'a> {
@@ -135,6 +155,7 @@ impl<'a> Iterator for Iter<'a> {
         match self {
             Iter::Few(list) => list.next().map(|(filter, held)| (filter, held)),
             Iter::Many(map) => map.next(),
+            Iter::Range(map) => map.next(),
         }
     }
 }

@@ -241,13 +241,7 @@ impl Shard {
     /// A session is over: its subscriptions go, its will is published, its place becomes free.
     pub(super) fn end_session(&mut self, id: SessionId) -> WillPublished {
         let mut published = WillPublished::No;
-        let filters: Vec<Arc<str>> = match self.sessions.get(id) {
-            Some(session) => session.subscriptions.keys().cloned().collect(),
-            None => return published,
-        };
-        for filter in &filters {
-            self.remove_subscription(id, filter);
-        }
+        self.give_up_subscriptions(id);
         let Some(session) = self.sessions.get(id) else {
             return published;
         };
@@ -356,8 +350,8 @@ impl Shard {
         };
         let shares: Vec<Arc<Share>> = session
             .subscriptions
-            .values()
-            .filter_map(|held| held.share.clone())
+            .shared()
+            .map(|(_, share)| Arc::clone(share))
             .collect();
         for share in shares {
             if presence == Presence::Online || !planted!(self.exchange, SharedToAway) {
@@ -542,9 +536,6 @@ impl Shard {
 
 /// Whether one of the shared subscriptions of a session has another member online.
 fn others_online(session: &super::session::Session, id: SessionId) -> bool {
-    session.subscriptions.values().any(|held| {
-        held.share
-            .as_ref()
-            .is_some_and(|share| share.group().has_online_besides(id))
-    })
+    let mut shared = session.subscriptions.shared();
+    shared.any(|(_, share)| share.group().has_online_besides(id))
 }

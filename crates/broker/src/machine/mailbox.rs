@@ -21,6 +21,7 @@ use super::Receipt;
 use super::admitting::Search;
 use super::charging::Visit;
 use super::delivery::Delivery;
+use super::departed::Departed;
 use super::exchange::Parked;
 use super::format::Owner;
 use super::inspecting::Inquiry;
@@ -58,6 +59,8 @@ pub(crate) enum Mail {
     Trace(TraceOrder),
     /// Bans came into force.
     Ban(Search),
+    /// What a session that is gone has in the index.
+    Departed(Departed),
     /// Close all connections once their owed answers are out.
     Drain,
     /// Close all connections now.

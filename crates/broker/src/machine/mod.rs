@@ -18,6 +18,7 @@ pub(crate) mod charging;
 mod clock_stories;
 pub(crate) mod connection;
 pub(crate) mod delivery;
+pub(crate) mod departed;
 pub(crate) mod departure;
 mod description;
 pub(crate) mod exchange;

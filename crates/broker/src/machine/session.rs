@@ -517,7 +517,8 @@ impl Session {
             let Some(flight) = self.flights.next_owed() else {
                 return;
             };
-            if !room.sends_on(outbox.ready_bytes()) {
+            // What is in flight is there, sent or not.
+            if !room.sends_on(outbox.weight(), 0) {
                 outbox.withheld = Withheld::Yes;
                 return;
             }

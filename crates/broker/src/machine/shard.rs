@@ -448,14 +448,12 @@ impl Shard {
                 self.expired(id, &mut expired);
                 return More::Yes;
             }
-            let had_walks = self.has_walks(id);
-            // What expired made room, and retained messages come when there is some.
+            // What expired made room.
             let made_room = !expired.is_empty();
             self.expired(id, &mut expired);
-            let walked = had_walks && self.walk(id);
             // What waited for memory alone can go on: something was written.
             let sent_on = wrote && self.send_on(id);
-            if !made_room && !walked && !sent_on {
+            if !made_room && !sent_on {
                 break;
             }
             if out.len() - start >= limit {
@@ -463,6 +461,19 @@ impl Shard {
             }
         }
         More::No
+    }
+
+    /// Whether retained messages are to be looked up for a connection, and it has room for them.
+    pub(crate) fn can_walk(&mut self, id: ConnectionId) -> bool {
+        self.has_walks(id) && self.has_room_for_retained(id)
+    }
+
+    /// Looks up retained messages for a connection, as many as are looked at in one go. Says whether it did;
+    /// then there may be something to write, and more to look up.
+    pub(crate) fn walk_on(&mut self, id: ConnectionId) -> bool {
+        let walked = self.can_walk(id) && self.walk_some(id);
+        self.settle();
+        walked
     }
 
     /// How to close the transport, once the connection has ended.
@@ -559,6 +570,7 @@ impl Shard {
                 Mail::Stored(position) => self.stored(position),
                 Mail::Stalled => self.stalled(),
                 Mail::Ban(search) => self.enforce(search),
+                Mail::Departed(departed) => self.depart(departed),
                 Mail::Principal(principal, order) => self.principal(principal.as_deref(), order),
                 Mail::Inquiry(inquiry) => self.inquire(inquiry),
                 Mail::Visit(visit) => self.visit(visit),
@@ -701,9 +713,11 @@ impl Shard {
                     );
                 }
             }
-            // A beginning; its task goes on with it as it writes.
+            // Their tasks look for them, each in its turn.
             while let Some(id) = self.walkers.pop() {
-                self.walk(id);
+                if let Some(tenant) = self.tenants.get(id) {
+                    tenant.wake_to_send();
+                }
             }
             self.submit();
             let parked = std::mem::take(&mut self.parked);
@@ -1085,9 +1099,9 @@ impl Shard {
         };
         let shares: Vec<Arc<Share>> = session
             .subscriptions
-            .values()
-            .filter_map(|held| held.share.clone())
-            .filter(|share| share.group().waiting() > 0)
+            .shared()
+            .filter(|(_, share)| share.group().waiting() > 0)
+            .map(|(_, share)| Arc::clone(share))
             .collect();
         for share in shares {
             self.hand_out(&share);
@@ -1168,7 +1182,8 @@ impl Shard {
                 tracing::error!(event = "packet.unencodable", packet = %packet.packet_type(), %error);
                 let reason = ReasonCode::ImplementationSpecificError;
                 match packet {
-                    Packet::PingReq => self.step(id, |connection, _, _, out| {
+                    // Without it nobody is connected.
+                    Packet::ConnAck(_) => self.step(id, |connection, _, _, out| {
                         connection.turn_away(reason, "CONNACK cannot be encoded", out);
                     }),
                     _ => self.close(id, reason, "an answer cannot be encoded"),

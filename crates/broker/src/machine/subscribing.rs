@@ -27,7 +27,11 @@ use crate::admission::memory::Fits;
 use crate::hooks::Decision;
 
 /// Topics looked at for retained messages in one go; a quarter of a millisecond at most.
-const WALK_BUDGET: usize = 256;
+pub(super) const WALK_BUDGET: usize = 256;
+
+/// Walks that are begun in one go: most are over at the first topic, and each has something of its own to
+/// look for.
+const WALKS_BEGUN: usize = 16;
 
 /// Retained messages still to be sent for one subscription.
 #[derive(Debug)]
@@ -90,7 +94,7 @@ impl Shard {
             let known = session.subscriptions.get_key_value(filter);
             let known = known.map(|(filter, held)| (Arc::clone(filter), held.clone()));
             let is_new = known.is_none();
-            let reason = if asked.filter.levels().count() > limits.max_filter_levels {
+            let reason = if exchange.is_filter_too_deep(asked.filter.filter()) {
                 ReasonCode::TopicFilterInvalid
             } else if is_new
                 && (session.subscriptions.len() >= limits.max_subscriptions
@@ -358,26 +362,37 @@ impl Shard {
         });
     }
 
-    /// Sends retained messages for new subscriptions, as far as there is room. Says whether it sent
-    /// any, or may with the next step.
-    pub(super) fn walk(&mut self, id: ConnectionId) -> bool {
-        let exchange = Arc::clone(&self.exchange);
-        if !self.has_room_for_retained(id) {
-            return false;
+    /// Sends retained messages for new subscriptions, as far as there is room and up to about as many as
+    /// are looked at in one go. Says whether there was room.
+    pub(super) fn walk_some(&mut self, id: ConnectionId) -> bool {
+        let mut room = WALK_BUDGET;
+        let mut walked = false;
+        for _ in 0..WALKS_BEGUN {
+            if room == 0 || !self.has_room_for_retained(id) {
+                break;
+            }
+            match self.walk(id, &mut room) {
+                Some(Progress::Done) => walked = true,
+                Some(Progress::More) => return true,
+                None => break,
+            }
         }
+        walked
+    }
+
+    /// Goes on with the oldest walk, for at most `room` topics, of which it takes what it offered. `None` if
+    /// there is none.
+    fn walk(&mut self, id: ConnectionId, room: &mut usize) -> Option<Progress> {
+        let exchange = Arc::clone(&self.exchange);
         let now = self.now;
-        let Some(session) = self.session_of(id) else {
-            return false;
-        };
+        let session = self.session_of(id)?;
         let session_id = session.id;
-        let Some(walk) = session.walks.front_mut() else {
-            return false;
-        };
+        let walk = session.walks.front_mut()?;
         let (subscriber, round) = (walk.subscriber, walk.round);
         let mut progress = Progress::More;
         if walk.found.is_empty() {
             let retained = exchange.retained();
-            progress = walk.walk.next(&retained.topics, WALK_BUDGET, |_, kept| {
+            progress = walk.walk.next(&retained.topics, *room, |_, kept| {
                 let qos = kept.message.qos.min(subscriber.granted);
                 let wanted = round == Round::First || qos > QoS::AtMostOnce;
                 if wanted && !kept.message.is_expired(now) {
@@ -387,26 +402,21 @@ impl Shard {
         }
         let over = progress == Progress::Done;
         loop {
-            let Some(walk) = self.session_of(id).and_then(|s| s.walks.front_mut()) else {
-                return false;
-            };
+            let walk = self.session_of(id).and_then(|s| s.walks.front_mut())?;
             let Some(message) = walk.found.pop_front() else {
                 break;
             };
+            *room = room.saturating_sub(1);
             self.offer_retained(session_id, subscriber, message);
             if !self.has_room_for_retained(id) {
                 break;
             }
         }
-        let Some(session) = self.session_of(id) else {
-            return false;
-        };
-        let Some(walk) = session.walks.front_mut() else {
-            return false;
-        };
+        let session = self.session_of(id)?;
+        let walk = session.walks.front_mut()?;
         walk.over |= over;
         if !walk.over || !walk.found.is_empty() {
-            return true;
+            return Some(Progress::More);
         }
         if let Some(walk) = session.walks.pop_front()
             && walk.record != TRANSIENT
@@ -423,7 +433,7 @@ impl Shard {
             let batch = &mut self.storing.batch;
             batch.put_with(walk.record, |out| kept.write(out));
         }
-        true
+        Some(Progress::Done)
     }
 
     fn session_of(&mut self, id: ConnectionId) -> Option<&mut super::session::Session> {
@@ -432,7 +442,7 @@ impl Shard {
     }
 
     /// Whether a connection can take one more retained message.
-    fn has_room_for_retained(&mut self, id: ConnectionId) -> bool {
+    pub(super) fn has_room_for_retained(&mut self, id: ConnectionId) -> bool {
         let exchange = Arc::clone(&self.exchange);
         let limits = &exchange.limits;
         let memory = exchange.admission.queue_memory.room();

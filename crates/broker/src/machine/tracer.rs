@@ -250,7 +250,7 @@ impl Shard {
             }
             tenant.tracer.take_if(|tracer| tracer.sinks.is_empty());
         }
-        if let Some(from) = next.filter(|_| false) {
+        if let Some(from) = next {
             // Behind what others want: their turn comes in between.
             self.mailbox
                 .post(Mail::Trace(TraceOrder::Forget(sink, from)));

@@ -278,17 +278,9 @@ impl World {
         filter: &str,
         set: impl FnOnce(&mut Subscription),
     ) -> Vec<ReasonCode> {
-        let filter = TopicFilter::parse(filter).expect("a valid filter");
-        let mut subscription = Subscription::new(filter, QoS::AtMostOnce);
-        set(&mut subscription);
-        self.send(
-            id,
-            Subscribe {
-                packet_id: packet_id(9),
-                subscriptions: vec![subscription],
-                properties: SubscribeProperties::default(),
-            },
-        );
+        let mut subscribe = subscribe_to(filter);
+        set(&mut subscribe.subscriptions[0]);
+        self.send(id, subscribe);
         match self.look(id).packets.pop() {
             Some(Packet::SubAck(SubAck { reasons, .. })) => reasons,
             other => panic!("no SUBACK but {other:?}"),
@@ -299,7 +291,7 @@ impl World {
     pub(crate) fn look(&mut self, id: ConnectionId) -> Seen {
         let shard = &mut self.shards[id.shard()];
         let mut bytes = BytesMut::new();
-        while shard.write(id, &mut bytes, usize::MAX) == More::Yes {}
+        while shard.write(id, &mut bytes, usize::MAX) == More::Yes || shard.walk_on(id) {}
         let mut packets = Vec::new();
         if let Some(decoder) = self.decoders.get_mut(&id) {
             while let Some(packet) = decoder.decode(&mut bytes).expect("the broker sends MQTT") {
@@ -362,6 +354,16 @@ impl World {
             Some(Packet::ConnAck(ack)) => Some(ack.reason),
             _ => None,
         }
+    }
+}
+
+/// SUBSCRIBE to one filter at QoS 0.
+pub(crate) fn subscribe_to(filter: &str) -> Subscribe {
+    let filter = TopicFilter::parse(filter).expect("a valid filter");
+    Subscribe {
+        packet_id: packet_id(9),
+        subscriptions: vec![Subscription::new(filter, QoS::AtMostOnce)],
+        properties: SubscribeProperties::default(),
     }
 }
 

@@ -161,7 +161,7 @@ impl Place {
     /// How many clients of its network are connected.
     pub(crate) fn clients_beside(&self) -> usize {
         let network = self.network;
-        network.map_or(0, |network| 0 * self.sockets.neighbours.clients(network))
+        network.map_or(0, |network| self.sockets.neighbours.clients(network))
     }
 
     /// Whether it is not a client yet.
@@ -503,7 +503,8 @@ impl HandOut {
     pub(crate) fn is_scarce(&self, door: &Door) -> bool {
         let limits = &self.exchange.limits;
         let delays = &self.exchange.admission.delays;
-        limits.connect_rate.is_some() && door.entrance.has_connect_rate()
+        limits.connect_rate.is_some()
+            || door.entrance.has_connect_rate()
             || delays.refuses(self.clock.now().tick)
     }
 

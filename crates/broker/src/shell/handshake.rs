@@ -1,16 +1,12 @@
 //! TLS handshakes: with which configuration, how many at once, for how long, and what became of them.
 
-use std::future::{Future, poll_fn};
 use std::io;
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
 
 use quinn::ConnectionError;
 use rustls::pki_types::CertificateDer;
 use rustls::{Error, HandshakeKind, ProtocolVersion, ServerConfig, ServerConnection};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -95,6 +91,8 @@ impl Fitted {
 }
 
 /// Makes a TLS connection of a socket, and notes the client's certificates; `None` if nothing came of it.
+///
+/// A step may be half a millisecond of arithmetic: to be run in [`turns`](super::turns).
 pub(crate) async fn shake(
     worker: &Worker,
     socket: Socket,
@@ -113,9 +111,9 @@ pub(crate) async fn shake(
         socket.wait_for_bytes().await?;
         // Waiting for one's turn counts: who waits that long has given up or will try again.
         let _turn = worker.handshakes.take(place.network()).await;
-        let accepting = TlsAcceptor::from(handshakes.config())
-            .accept_with(socket, |session| session.set_buffer_limit(Some(SENDABLE)));
-        step_by_step(&worker.steps, accepting).await
+        TlsAcceptor::from(handshakes.config())
+            .accept_with(socket, |session| session.set_buffer_limit(Some(SENDABLE)))
+            .await
     })
     .await;
     let failed = |failure: Failure, detail: &dyn std::fmt::Display| {
@@ -165,31 +163,6 @@ pub(crate) async fn shake(
         .map(CertificateDer::into_owned)
         .collect();
     Some(stream)
-}
-
-/// Runs a handshake, each of its steps in turn with those of others.
-///
-/// A step may be half a millisecond of arithmetic. When a fleet comes back at once, hundreds are ready
-/// together, and one after the other they would keep the worker from its clients for as long. The
-/// permit goes from one to the next through the queue of the runtime, so whoever else is ready has a turn
-/// between two steps.
-async fn step_by_step<F: Future + Unpin>(steps: &Semaphore, mut handshake: F) -> F::Output {
-    loop {
-        // Nobody closes it.
-        let turn = steps.acquire().await;
-        let step = poll_fn(|cx| Poll::Ready(Pin::new(&mut handshake).poll(cx))).await;
-        drop(turn);
-        if let Poll::Ready(outcome) = step {
-            return outcome;
-        }
-        // Until the socket, which knows our waker, has something.
-        let mut slept = false;
-        poll_fn(|_| match std::mem::replace(&mut slept, true) {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
-        })
-        .await;
-    }
 }
 
 /// What a handshake that succeeded counts as.

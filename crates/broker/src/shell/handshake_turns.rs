@@ -73,7 +73,7 @@ impl HandshakeTurns {
         Arc::new(HandshakeTurns {
             all: Arc::new(Semaphore::new(count)),
             count,
-            share: count,
+            share: count.div_ceil(2),
             networks: Mutex::default(),
         })
     }

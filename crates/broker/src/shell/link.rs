@@ -10,6 +10,9 @@
 //! unacknowledged, while another worker is too far behind with deliveries, and while the client, its
 //! listener or all together are faster than they may be. Messages pause in the other direction while the
 //! client has had as many as it may; answers do not.
+//!
+//! Only a client that is served, with packets of a few reads, has the worker whenever it is ready. What comes
+//! before and after that, large packets and retained messages have [`turns`](super::turns).
 
 use std::future::Future;
 use std::io;
@@ -28,6 +31,7 @@ use super::discard;
 use super::leftover::Leftover;
 use super::partial::Partial;
 use super::socket::{Movable, Widened};
+use super::turns::{Ticket, Turn};
 use super::worker::{READ_BUFFER, Worker};
 use crate::admission::gate::Entrance;
 use crate::admission::memory::{Fits, Standing};
@@ -77,6 +81,10 @@ pub(crate) struct Link<S> {
     /// Set while the link closes or is held up.
     timer: Option<Pin<Box<Sleep>>>,
     place: Option<Place>,
+    /// Held while it waits for its turn.
+    ticket: Ticket,
+    /// The transport failed, which waits for its turn.
+    broken: Option<io::Error>,
 }
 
 /// What a client has had of its rates out.
@@ -126,6 +134,8 @@ enum Flushing {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
+    /// Nobody we serve yet. Everything in [`turns`](super::turns), as in the stages after `Open`.
+    New,
     /// Serving.
     Open,
     /// Ended; the last bytes go out.
@@ -161,10 +171,12 @@ where
             partial: Partial::default(),
             unsent: Leftover::default(),
             flushing: Flushing::Clean,
-            stage: Stage::Open,
+            stage: Stage::New,
             outbound,
             timer: None,
             place: Some(place),
+            ticket: Ticket::default(),
+            broken: None,
         })
     }
 
@@ -196,10 +208,12 @@ where
             partial,
             unsent,
             flushing: Flushing::Needed,
-            stage: Stage::Open,
+            stage: Stage::New,
             outbound,
             timer: None,
             place,
+            ticket: Ticket::default(),
+            broken: None,
         };
         // It may owe for what it sent over an earlier connection.
         link.charge(Came::default());
@@ -242,15 +256,20 @@ where
     }
 
     /// Runs until there is nothing to do but wait, or the transport fails.
-    fn run(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn run(&mut self, cx: &mut Context<'_>, turn: &mut Option<Turn>) -> Poll<io::Result<()>> {
         let mut taken = 0;
         loop {
-            let sent = self.send(cx)?;
-            if self.stage == Stage::Open && self.depart()? {
-                return Poll::Ready(Ok(()));
+            let sent = self.send(cx, turn)?;
+            if self.stage == Stage::New {
+                if self.depart()? {
+                    return Poll::Ready(Ok(()));
+                }
+                if self.worker.shard.borrow_mut().standing(self.id) == Standing::Client {
+                    self.stage = Stage::Open;
+                }
             }
             match self.stage {
-                Stage::Open => {}
+                Stage::New | Stage::Open => {}
                 Stage::Flush(farewell) => {
                     if sent.is_pending() {
                         return self.time_out(cx);
@@ -305,6 +324,9 @@ where
                 return Poll::Pending;
             }
             ready!(self.pause(cx));
+            if self.partial.is_large() {
+                ready!(self.poll_turn(cx, turn));
+            }
             match ready!(self.receive(cx)) {
                 Ok(count) => taken += count,
                 Err(error) => self.failed(error)?,
@@ -312,16 +334,41 @@ where
         }
     }
 
+    /// Waits for its turn, unless it has it.
+    fn poll_turn(&mut self, cx: &mut Context<'_>, turn: &mut Option<Turn>) -> Poll<()> {
+        if turn.is_none() {
+            *turn = Some(ready!(self.worker.turns.poll_turn(&mut self.ticket, cx)));
+        }
+        Poll::Ready(())
+    }
+
+    /// Looks up a few of the retained messages that are to be sent, if its turn has come. Says whether it
+    /// did: then there may be something to write, and more to look up.
+    fn walk(&mut self, cx: &mut Context<'_>, turn: &mut Option<Turn>) -> Poll<()> {
+        let held = self.outbound.as_ref().is_some_and(|o| o.timer.is_some());
+        if held || !self.worker.shard.borrow_mut().can_walk(self.id) {
+            return Poll::Pending;
+        }
+        ready!(self.poll_turn(cx, turn));
+        self.worker.shard.borrow_mut().walk_on(self.id);
+        Poll::Ready(())
+    }
+
     /// Writes what is due, up to a turn's worth of it. Pending while the transport does not take it, or
     /// there is more: a quick reader of a million retained messages is not to have the worker for itself.
-    fn send(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, io::Error> {
-        let mut turn = 0;
+    fn send(
+        &mut self,
+        cx: &mut Context<'_>,
+        turn: &mut Option<Turn>,
+    ) -> Result<Poll<()>, io::Error> {
+        let mut sent = 0;
+        let mut walked = Poll::Pending;
         let is_stuck = matches!(self.flushing, Flushing::Stuck { .. });
         if is_stuck && self.unsent.is_empty() && self.flush(cx)?.is_pending() {
             return Ok(Poll::Pending);
         }
         let chunk = self.worker.shard.borrow().room_to_write(WRITE_CHUNK);
-        while turn < WRITE_CHUNK {
+        while sent < WRITE_CHUNK {
             while !self.unsent.is_empty() {
                 let Some(transport) = &mut self.transport else {
                     return Err(io::ErrorKind::NotConnected.into());
@@ -348,7 +395,7 @@ where
             scratch.write.clear();
             let mut shard = worker.shard.borrow_mut();
             match &mut self.outbound {
-                Some(sending) if self.stage == Stage::Open => {
+                Some(sending) if matches!(self.stage, Stage::New | Stage::Open) => {
                     let out = &mut scratch.write;
                     sending.write(cx, &worker, &mut shard, self.id, chunk, out);
                 }
@@ -357,9 +404,16 @@ where
                 }
             }
             if scratch.write.is_empty() {
+                drop((scratch, shard));
+                if walked.is_pending() {
+                    walked = self.walk(cx, turn);
+                    if walked.is_ready() {
+                        continue;
+                    }
+                }
                 break;
             }
-            turn += scratch.write.len();
+            sent += scratch.write.len();
             shard.count_written(self.id, scratch.write.len());
             drop(shard);
             // The common case: all of it goes at once, and nothing is kept.
@@ -383,9 +437,13 @@ where
         if self.flushing != Flushing::Clean && self.flush(cx)?.is_pending() {
             return Ok(Poll::Pending);
         }
-        if turn >= WRITE_CHUNK {
+        if sent >= WRITE_CHUNK {
             cx.waker().wake_by_ref();
             return Ok(Poll::Pending);
+        }
+        if walked.is_ready() {
+            // There may be more to look up.
+            cx.waker().wake_by_ref();
         }
         Ok(Poll::Ready(()))
     }
@@ -751,8 +809,16 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let link = &mut *self;
+        let mut turn = None;
+        if link.stage != Stage::Open {
+            ready!(link.poll_turn(cx, &mut turn));
+        }
         link.worker.shard.borrow_mut().awake(link.id);
-        match link.run(cx) {
+        let ran = match link.broken.take() {
+            None => link.run(cx, &mut turn),
+            Some(error) => Poll::Ready(Err(error)),
+        };
+        match ran {
             Poll::Pending => {
                 let held = link.outbound.as_ref().is_some_and(|o| o.timer.is_some());
                 // TLS takes some of what the socket does not.
@@ -766,13 +832,19 @@ where
                 if let Some(place) = link.place.as_mut().filter(|place| place.is_strangers())
                     && shard.standing(link.id) == Standing::Client
                 {
-                    let _ = place;
+                    place.let_in();
                 }
                 shard.sleep(link.id, rest, cx.waker());
                 Poll::Pending
             }
             Poll::Ready(result) => {
                 if let Err(error) = result {
+                    if link.poll_turn(cx, &mut turn).is_pending() {
+                        link.broken = Some(error);
+                        let mut shard = link.worker.shard.borrow_mut();
+                        shard.sleep(link.id, Rest::Blocked, cx.waker());
+                        return Poll::Pending;
+                    }
                     let mut shard = link.worker.shard.borrow_mut();
                     shard.set_time(link.worker.clock.now());
                     shard.lost(link.id, error.to_string());

@@ -4,7 +4,7 @@
 //! ([`acceptor`]). Each worker is a thread with a single-threaded runtime and one shard
 //! ([`worker`]). Once a client is known, its connection moves to the worker on which its session lives and
 //! stays there, so everything it touches per message is touched by one thread. Each connection is one
-//! small task ([`link`]).
+//! small task ([`link`]); those of whoever is not served yet, or not any more, have [`turns`].
 //!
 //! What comes before MQTT on a connection, if anything does, is the way through [`entrance`]: the header of a
 //! proxy ([`proxied`]), TLS ([`handshake`]), and on a shared port the choice between MQTT and HTTP, which goes
@@ -28,10 +28,13 @@ pub(crate) mod proxied;
 pub(crate) mod quic;
 pub(crate) mod socket;
 pub(crate) mod store;
+pub(crate) mod turns;
 pub(crate) mod visitor;
 pub(crate) mod web;
 pub(crate) mod websocket;
 pub(crate) mod worker;
 
+#[cfg(test)]
+mod turns_stories;
 #[cfg(test)]
 mod websocket_stories;

@@ -11,6 +11,9 @@ use bytes::BytesMut;
 use crate::admission::memory::{Fits, Standing};
 use crate::machine::exchange::Exchange;
 
+/// Bytes from which on the rest of a packet is read in [`turns`](super::turns): more than one read brings.
+const LARGE: usize = 64 * 1024;
+
 /// Received bytes.
 #[derive(Default)]
 pub(crate) struct Partial(Option<Box<Held>>);
@@ -25,6 +28,13 @@ struct Held {
 impl Partial {
     pub(crate) fn is_empty(&self) -> bool {
         self.0.as_ref().is_none_or(|held| held.bytes.is_empty())
+    }
+
+    /// Whether it is part of a packet that takes many reads.
+    pub(crate) fn is_large(&self) -> bool {
+        self.0
+            .as_ref()
+            .is_some_and(|held| held.bytes.len() >= LARGE)
     }
 
     /// The bytes, to read more behind them or to take from the front. To be followed by

@@ -94,7 +94,7 @@ pub(crate) fn may_enter(worker: &Worker, door: &Door, origin: &Origin, place: &m
         None => Ok(()),
     };
     let most = exchange.limits.max_pending_per_address;
-    let Err(refused) = unwanted.and_then(|()| place.comes_from(address, most * 99)) else {
+    let Err(refused) = unwanted.and_then(|()| place.comes_from(address, most)) else {
         return true;
     };
     worker.shard.borrow().counters().refused(refused);

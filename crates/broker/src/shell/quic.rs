@@ -401,10 +401,7 @@ impl Door {
         let place = match self.hand_out.admit(peer, &self.entrance) {
             Admitted::In(place) => place,
             Admitted::No => return incoming.refuse(),
-            Admitted::NotNow(put_off, place) => {
-                if false { return self.refuse_later(incoming, put_off, place); }
-                return incoming.ignore();
-            }
+            Admitted::NotNow(put_off, place) => return self.refuse_later(incoming, put_off, place),
         };
         let Some(handshake) = place.entrance().handshake() else {
             let counters = self.exchange.outside_counters();

@@ -260,6 +260,7 @@ impl BrokerHandle {
             | Refused::ListenerFull
             | Refused::Handshakes
             | Refused::Sockets
+            | Refused::PendingAddress
             | Refused::Overload
             | Refused::ReadMemory => Denied::Reason(ReasonCode::ServerBusy),
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::runtime::LocalOptions;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use super::acceptor::{Arrival, Caller, Place};
 use super::broker::StartError;
@@ -21,6 +21,7 @@ use super::entrance;
 use super::link::{Link, Parcel};
 use super::socket::{Movable, Socket};
 use super::handshake_turns::HandshakeTurns;
+use super::turns::{self, Turns};
 use crate::admission::overload::PROBE;
 use crate::machine::exchange::Exchange;
 use crate::machine::mailbox::Mail;
@@ -44,8 +45,8 @@ pub(crate) struct Worker {
     /// One for each worker.
     removals: Vec<mpsc::UnboundedSender<Removal>>,
     pub(crate) handshakes: Arc<HandshakeTurns>,
-    /// Who may do the next step of a handshake.
-    pub(crate) steps: Semaphore,
+    /// Whose turn it is of those who can wait.
+    pub(crate) turns: Rc<Turns>,
 }
 
 /// A connection on its way to the worker of its session. How many there can be at once is bounded by
@@ -101,21 +102,9 @@ pub(crate) fn spawn(
                 }
             };
             let _ = started.send(Ok(()));
-            let handshakes = exchange.limits.max_handshakes.div_ceil(exchange.shards());
-            let worker = Rc::new(Worker {
-                number,
-                shard: RefCell::new(shard),
-                scratch: RefCell::new(Scratch {
-                    read: BytesMut::with_capacity(READ_BUFFER),
-                    write: BytesMut::with_capacity(READ_BUFFER),
-                }),
-                clock,
-                exchange,
-                removals: ways.removals,
-                handshakes: HandshakeTurns::new(handshakes),
-                steps: Semaphore::new(1),
-            });
-            runtime.block_on(work(number, worker, arrivals, ways.arrivals));
+            let turns = Turns::new(turns::SHARE);
+            let worker = Worker::new(number, shard, exchange, clock, ways.removals, turns);
+            runtime.block_on(work(number, Rc::new(worker), arrivals, ways.arrivals));
             // Dropping the runtime drops what is left of the tasks, and with them their sockets.
         })
         .map_err(|source| StartError::Thread {
@@ -133,6 +122,30 @@ pub(crate) fn spawn(
 }
 
 impl Worker {
+    pub(super) fn new(
+        number: usize,
+        shard: Shard,
+        exchange: Arc<Exchange>,
+        clock: Clock,
+        removals: Vec<mpsc::UnboundedSender<Removal>>,
+        turns: Rc<Turns>,
+    ) -> Worker {
+        let handshakes = exchange.limits.max_handshakes.div_ceil(exchange.shards());
+        Worker {
+            number,
+            shard: RefCell::new(shard),
+            scratch: RefCell::new(Scratch {
+                read: BytesMut::with_capacity(READ_BUFFER),
+                write: BytesMut::with_capacity(READ_BUFFER),
+            }),
+            clock,
+            exchange,
+            removals,
+            handshakes: HandshakeTurns::new(handshakes),
+            turns,
+        }
+    }
+
     /// Handles mail, as far as the shard takes it now, and whatever is due by now. Breaks when there
     /// is nothing left to wait for.
     fn look_after(&self, mail: &mut VecDeque<Mail>) -> ControlFlow<()> {
@@ -149,8 +162,17 @@ impl Worker {
     }
 }
 
+/// Why a worker looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Came {
+    /// Mail, or time.
+    Work,
+    /// Whoever can wait: what they bring is handled by their tasks.
+    Newcomers,
+}
+
 /// Mail, arrivals and time, until there is nothing left to do.
-async fn work(
+pub(super) async fn work(
     number: usize,
     worker: Rc<Worker>,
     mut arrivals: mpsc::Receiver<Arrival>,
@@ -163,7 +185,7 @@ async fn work(
     let mut probes = tokio::time::interval(PROBE);
     probes.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let arrival = poll_fn(|cx| {
+        let came = poll_fn(|cx| {
             // All are looked at each time: however much there is of one, the others get on.
             let left = !mail.is_empty();
             let mail_came = !left && mailbox.take(&mut mail, cx.waker());
@@ -174,32 +196,42 @@ async fn work(
                 let delays = &worker.exchange.admission.delays;
                 delays.looked(number, tick, due.elapsed());
             }
-            let mut moved = false;
-            while let Poll::Ready(Some(removal)) = removals.poll_recv(cx) {
-                moved = true;
+            let round = worker.turns.poll_round(cx).is_ready();
+            let mut taken = false;
+            // What the round has no room for is taken in the next one, which is sure to come.
+            while worker.turns.has_room()
+                && let Poll::Ready(Some(removal)) = removals.poll_recv(cx)
+            {
+                let _turn = worker.turns.begin();
+                taken = true;
                 removal.0.arrive(&worker);
             }
-            match arrivals.poll_recv(cx) {
-                Poll::Ready(Some(arrival)) => Poll::Ready(Some(arrival)),
-                _ if left || mail_came || ticked || moved => Poll::Ready(None),
+            while worker.turns.has_room()
+                && let Poll::Ready(Some(arrival)) = arrivals.poll_recv(cx)
+            {
+                let _turn = worker.turns.begin();
+                taken = true;
+                serve(Rc::clone(&worker), arrival);
+            }
+            match () {
+                () if left || mail_came || ticked => Poll::Ready(Came::Work),
+                () if round || taken => Poll::Ready(Came::Newcomers),
                 // Nothing, or the acceptor is gone because the broker stops.
-                Poll::Ready(None) | Poll::Pending => Poll::Pending,
+                () => Poll::Pending,
             }
         })
         .await;
-        if let Some(arrival) = arrival {
-            drop(tokio::task::spawn_local(serve(Rc::clone(&worker), arrival)));
-        }
-        if worker.look_after(&mut mail).is_break() {
+        if came == Came::Work && worker.look_after(&mut mail).is_break() {
             worker.exchange.admission.delays.ended(number);
             return;
         }
-        // Mail may be long and arrivals many: connections get their turn in between.
+        // Mail may be long and newcomers many: connections get their turn in between.
         tokio::task::yield_now().await;
     }
 }
 
-async fn serve(worker: Rc<Worker>, arrival: Arrival) {
+/// Begins with a connection from the acceptor.
+fn serve(worker: Rc<Worker>, arrival: Arrival) {
     let Arrival {
         caller,
         peer,
@@ -229,8 +261,12 @@ async fn serve(worker: Rc<Worker>, arrival: Arrival) {
     };
     match door.is_plain() {
         true => connect(worker, socket, origin, place),
-        // Boxed: this is large, and gone once the connection stands.
-        false => Box::pin(entrance::enter(worker, socket, door, origin, place)).await,
+        // A task that is large, and gone once the connection stands.
+        false => {
+            let turns = Rc::clone(&worker.turns);
+            let entering = entrance::enter(worker, socket, door, origin, place);
+            drop(tokio::task::spawn_local(turns.step_by_step(entering)));
+        }
     }
 }
 

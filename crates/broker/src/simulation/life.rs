@@ -67,6 +67,8 @@ impl Life {
             Arc::clone(store) as _,
         );
         exchange.fault = fault;
+        // Sessions here have few subscriptions, and are to go in pieces all the same.
+        exchange.departed_per_turn = 1;
         let exchange = Arc::new(exchange);
         let mut loading = Loading::new(&exchange, now);
         for (id, value) in &records {

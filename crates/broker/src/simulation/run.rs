@@ -502,7 +502,11 @@ impl Run {
             let farewell = self.life.shards[shard].farewell(id);
             while farewell != Some(Farewell::Drop) {
                 let more = self.life.shards[shard].write(id, &mut bytes, limit);
-                if more == More::No || bytes.len() >= limit && farewell.is_none() {
+                let serving = farewell.is_none();
+                if bytes.len() >= limit && serving {
+                    break;
+                }
+                if more == More::No && !(serving && self.life.shards[shard].walk_on(id)) {
                     break;
                 }
             }

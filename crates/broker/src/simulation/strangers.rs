@@ -318,7 +318,10 @@ impl Meeting {
         let machine = &mut self.life.shards[shard];
         machine.settle();
         let mut bytes = BytesMut::new();
-        let more = machine.write(id, &mut bytes, limit);
+        let mut more = machine.write(id, &mut bytes, limit);
+        while more == More::No && bytes.len() < limit && machine.walk_on(id) {
+            more = machine.write(id, &mut bytes, limit);
+        }
         let version = line.decoder.version().unwrap_or(Version::V311);
         line.stranger.hear(&bytes, version);
         let rest = match more {
