@@ -12,6 +12,7 @@ use broker::{
 use common::witness::{Scene, connect_as, scene, scene_with};
 use common::{Client, delayed, qos1, stored, until, wait, wish, with_will};
 use mqtt::{Connect, QoS, ReasonCode, Version};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const V3: Version = Version::V311;
 const V5: Version = Version::V5;
@@ -143,8 +144,23 @@ fn a_page_holds_who_was_asked_for() {
     }
 }
 
+/// Lets this process have so many files open; says whether the machine allows it.
+fn may_open(files: u64) -> bool {
+    let limit = getrlimit(Resource::Nofile);
+    let more = Rlimit {
+        current: Some(files),
+        ..limit
+    };
+    limit.current.is_none_or(|now| now >= files) || setrlimit(Resource::Nofile, more).is_ok()
+}
+
 #[test]
 fn a_page_has_no_more_than_a_thousand() {
+    // Both ends of each connection, and what the other tests have open.
+    if !may_open(4096) {
+        eprintln!("skipped: this process may not have 4096 files open (`ulimit -n -H`)");
+        return;
+    }
     let scene = scene();
     let clients: Vec<Client> = (0..MAX_CLIENTS_PER_PAGE + 5)
         .map(|n| scene.enter(Connect::new(V3, format!("car-{n:05}"))))

@@ -164,18 +164,19 @@ fn message_expiry_never_cuts_an_exchange_after_pubrec() {
     let setup = start_tcp();
     // Towards the broker: PUBREL comes late.
     let mut car = setup.enter(stored(V5, "car"));
-    car.send(expiring(qos2(7, "nobody", "short"), 1));
+    car.send(expiring(qos2(7, "nobody", "short"), 3));
     assert!(!car.pubrec().1.is_error());
-    // From the broker: the message is received, PUBREL is not.
+    // From the broker: the message is received, PUBREL is not. It must be sent before it expires, also by
+    // a slow machine.
     let mut app = subscriber(&setup, V5);
     setup
         .client(V5, "other")
-        .publish(expiring(qos2(1, "a/b", "short"), 1));
+        .publish(expiring(qos2(1, "a/b", "short"), 3));
     let id = app.message().packet_id.expect("QoS 2");
     app.send(PubRec::success(id));
     assert_eq!(app.pubrel().0, id.get());
     broken(&setup, app, 1);
-    elapse(Duration::from_millis(1500));
+    elapse(Duration::from_millis(3500));
     car.release(packet_id(7));
     let mut app = setup.resume(stored(V5, "app"));
     assert_eq!(app.pubrel(), (id.get(), ReasonCode::Success));

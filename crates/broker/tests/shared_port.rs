@@ -224,7 +224,8 @@ fn too_many_http_connections_are_told_so_and_keep_no_client_out() {
     expect_mirrored(&mut first);
     drop(first);
     until("its place is free", || {
-        setup.handle.stats().web_connections == 0
+        let stats = setup.handle.stats();
+        (stats.web_connections, stats.pending_connections) == (0, 0)
     });
     expect_mirrored(&mut dial_tls(setup.addr, &config));
 }

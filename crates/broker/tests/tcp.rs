@@ -135,11 +135,11 @@ fn half_open_connections_go_away() {
     let mut silent = dial(setup.addr);
     let mut halting = dial(setup.addr);
     halting.write_all(b"\x10\x0d\x00\x04MQ").expect("taken");
-    for stream in [&mut silent, &mut halting] {
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).expect("closed in order");
-        assert_eq!(answer, b"");
-    }
+    let mut answer = Vec::new();
+    silent.read_to_end(&mut answer).expect("closed in order");
+    // On a slow machine its bytes come when it is closed already, and are answered with a reset.
+    let _ = halting.read_to_end(&mut answer);
+    assert_eq!(answer, b"");
     until("no socket is left", || {
         setup.handle.stats().pending_connections == 0
     });

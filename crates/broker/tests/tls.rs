@@ -152,7 +152,8 @@ fn a_certificate_can_be_optional_but_not_bad() {
 fn plain_mqtt_and_silence_on_a_tls_port_are_closed() {
     let authority = Authority::new();
     let limits = Limits {
-        handshake_timeout: Duration::from_millis(200),
+        // Enough for the one that speaks to be heard on a slow machine.
+        handshake_timeout: Duration::from_secs(3),
         ..Limits::default()
     };
     let settings = TlsSettings::new(authority.server(Asks::Insists));
@@ -185,6 +186,8 @@ fn silent_sockets_do_not_take_the_turns_of_those_who_speak() {
     let settings = TlsSettings::new(authority.server(Asks::Insists));
     let limits = Limits {
         max_handshakes: 2,
+        // None of the silent ones is closed for it while this test runs.
+        handshake_timeout: Duration::from_secs(600),
         ..Limits::default()
     };
     let setup = start(Transport::Tls(broker::Tls::new(settings)), limits);

@@ -414,7 +414,8 @@ fn requests_that_are_not_for_mqtt_get_an_answer_in_http() {
 #[test]
 fn a_request_that_is_never_complete_is_closed() {
     let limits = Limits {
-        connect_timeout: Duration::from_millis(200),
+        // Enough for the upgrade of the third one on a slow machine.
+        connect_timeout: Duration::from_secs(3),
         ..Limits::default()
     };
     let setup = start(Transport::WebSocket(websocket()), limits);

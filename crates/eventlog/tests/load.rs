@@ -203,7 +203,8 @@ fn a_linger_gathers_and_a_flush_does_not_wait_for_it() {
     let dir = tempfile::tempdir().unwrap();
     let (log, _) = open(dir.path());
     let config = StreamConfig {
-        linger: std::time::Duration::from_millis(500),
+        // The longest there is: a slow machine must not come to its end before the flush.
+        linger: std::time::Duration::from_secs(1),
         ..StreamConfig::default()
     };
     let stream = log.stream("s", config).unwrap();

@@ -56,13 +56,28 @@ async fn every_vehicle_drives_with_its_own_certificate_and_is_acknowledged() {
     let mut broker = Broker::start_tls(Script::default(), &ca).await;
     let fleet = Fleet::new(FleetOptions {
         interval: Duration::from_millis(50),
-        duration: Some(Duration::from_millis(600)),
         ..options(&broker, &ca, 12)
     })
     .unwrap();
     let live = fleet.live();
-    let report = fleet.run(CancellationToken::new()).await.unwrap();
-    let messages = messages(&mut broker, 12).await;
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(fleet.run(stop.clone()));
+    // Until each has spoken five times, however long that takes.
+    let (mut heard, mut spoken) = (Vec::new(), HashMap::<String, u64>::new());
+    while spoken.values().filter(|times| **times >= 5).count() < 12 {
+        let publish = broker.next(|seen| match seen {
+            Seen::Publish(_, publish, _) => Some(publish),
+            _ => None,
+        });
+        let publish = publish.await;
+        let vehicle = publish.topic.split('/').nth(3).unwrap();
+        *spoken.entry(vehicle.to_owned()).or_default() += 1;
+        heard.push(*publish);
+    }
+    stop.cancel();
+    heard.extend(messages(&mut broker, 12).await);
+    let messages = heard;
+    let report = running.await.unwrap().unwrap();
 
     let totals = report.totals;
     assert_eq!(totals, live.totals());
@@ -154,7 +169,8 @@ async fn vehicles_nobody_takes_say_why() {
     )
     .await;
     let fleet = Fleet::new(FleetOptions {
-        duration: Some(Duration::from_millis(300)),
+        // Enough for the refusals to arrive on a slow machine.
+        duration: Some(Duration::from_secs(3)),
         drain: Duration::from_millis(10),
         ..options(&broker, &ca, 2)
     })
@@ -172,7 +188,8 @@ async fn simulated_time_that_hurries_ends_now_and_never_lies_ahead() {
     let mut broker = Broker::start_tls(Script::default(), &ca).await;
     let before = jiff::Timestamp::now().as_microsecond();
     let fleet = Fleet::new(FleetOptions {
-        duration: Some(Duration::from_millis(500)),
+        // Begins five minutes ago; a slow machine may be late for the first of them.
+        duration: Some(Duration::from_secs(3)),
         speed: Speed::Times(100.0),
         ..options(&broker, &ca, 1)
     })
@@ -345,7 +362,8 @@ async fn a_simulation_provisions_drives_and_reports() {
     let server = Server::from(broker.address);
     let simulation = Simulation::prepare(
         SimulateOptions {
-            duration: Some(Duration::from_millis(200)),
+            // Enough for each to set out on a slow machine.
+            duration: Some(Duration::from_secs(2)),
             ..SimulateOptions::new(server.clone(), &api.url, 3)
         },
         |_, _| {},

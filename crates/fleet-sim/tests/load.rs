@@ -122,7 +122,8 @@ async fn what_is_not_acknowledged_is_lost_and_what_is_refused_is_not_acknowledge
     .await;
     let options = LoadOptions {
         work: publish(Delivery::AtLeastOnce, 5, 100),
-        duration: Duration::from_millis(50),
+        // Enough for the first messages on a slow machine.
+        duration: Duration::from_secs(3),
         drain: Duration::from_millis(50),
         ..LoadOptions::new(broker.address.into(), anonymous(2))
     };
@@ -327,7 +328,7 @@ async fn what_is_missing_twice_or_out_of_order_in_a_session_is_counted() {
         .await;
         let which = sessions(&broker, 1);
         // Short only where something is missing, and then nothing else comes.
-        let patience = Duration::from_millis(if distinct < 4 { 200 } else { 20_000 });
+        let patience = Duration::from_secs(if distinct < 4 { 2 } else { 20 });
         let fetched =
             tokio::task::spawn_blocking(move || sessions::fetch(&which, 4, patience, |_| {}));
         let fetched = fetched.await.unwrap().unwrap();

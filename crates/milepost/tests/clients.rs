@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use harness::{PATIENCE, Serving, have, signal};
+use harness::{PATIENCE, Serving, UNHURRIED, have, signal};
 use serde_json::Value;
 
 /// How long one client program may take. They take a second or two, and end themselves after thirty.
@@ -92,7 +92,7 @@ fn config() -> String {
         "{listeners}\
          [access]\nanonymous = \"allow-all\"\n\
          [http]\nbind = \"127.0.0.1:0\"\n[sql]\nbind = \"127.0.0.1:0\"\n\
-         [lake]\ncommit_every = \"500ms\"\n"
+         [lake]\ncommit_every = \"500ms\"\n{UNHURRIED}"
     )
 }
 

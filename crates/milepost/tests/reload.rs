@@ -5,7 +5,7 @@ mod wire;
 
 use std::{fs, path::Path};
 
-use harness::{Serving, config_on_free_ports, signal};
+use harness::{Serving, UNHURRIED, config_on_free_ports, signal};
 use mqtt::{Connect, ReasonCode, Version};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -51,7 +51,7 @@ fn config(folder: &Path, more: &str) -> String {
     format!(
         "[[listener]]\nprotocol = \"mqtts\"\nbind = \"127.0.0.1:0\"\n{more}\n\
          [[listener.certificate]]\nchain = {:?}\nkey = {:?}\n\
-         [http]\nbind = \"127.0.0.1:0\"\n[sql]\nbind = \"127.0.0.1:0\"\n",
+         [http]\nbind = \"127.0.0.1:0\"\n[sql]\nbind = \"127.0.0.1:0\"\n{UNHURRIED}",
         file("server.pem"),
         file("server.key")
     )

@@ -17,7 +17,8 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde_json::Value;
 use wire::{Car, TlsClient, Wire, address, metric, tcp};
 
-const REST: &str = "[http]\nbind = \"127.0.0.1:0\"\n[sql]\nbind = \"127.0.0.1:0\"\n";
+const REST: &str = "[http]\nbind = \"127.0.0.1:0\"\n[sql]\nbind = \"127.0.0.1:0\"\n\
+     [overload]\nmax_loop_delay = \"1m\"\n";
 
 /// PROXY protocol version 2, section 2.2: 203.0.113.9 connected to us over TLS, and its certificate, if
 /// it showed one, was verified and has this common name.

@@ -137,7 +137,6 @@ impl Shard {
         let (Some(departed), Some(session_id)) = (departed, session_id) else {
             return;
         };
-        self.exchange.registry().leave(&departed.principal);
         let will = self.give_back(session_id, &end);
         if !is_refusal {
             let by = disconnected_by(&end);
@@ -148,6 +147,8 @@ impl Shard {
             }
             self.announce_disconnected(id, &departed, &end, will);
         }
+        // Last: who sees that there is one connection less finds all that it left behind in its place.
+        self.exchange.registry().leave(&departed.principal);
     }
 
     /// The session has no connection any more.

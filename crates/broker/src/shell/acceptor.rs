@@ -221,8 +221,9 @@ impl Drop for WebPlace {
 impl Drop for Place {
     fn drop(&mut self) {
         self.leave_network();
-        self.sockets.open.fetch_sub(1, Ordering::Relaxed);
+        // In this order: who sees that it is gone may come in by the same listener.
         self.entrance.leave();
+        self.sockets.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

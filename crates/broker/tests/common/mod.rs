@@ -236,7 +236,7 @@ fn start_on(transport: Transport, limits: Limits, store: Store, outside: Arc<Out
 
 fn open(listener: ListenerConfig, limits: Limits, store: Store, outside: Arc<Outside>) -> Setup {
     let mut config = BrokerConfig::new(vec![listener]);
-    config.limits = limits;
+    config.limits = unhurried(limits);
     config.workers = 2.try_into().ok();
     config.store = store;
     let hooks: Arc<dyn Hooks> = Arc::clone(&outside) as _;
@@ -247,6 +247,15 @@ fn open(listener: ListenerConfig, limits: Limits, store: Store, outside: Arc<Out
         outside,
         addr,
     }
+}
+
+/// The same limits for a machine that is busy with other tests too: a broker that comes late to its
+/// clients rightly refuses new ones, which is what only a test of that waits for.
+pub fn unhurried(mut limits: Limits) -> Limits {
+    if limits.max_loop_delay == Limits::default().max_loop_delay {
+        limits.max_loop_delay = Duration::from_secs(60);
+    }
+    limits
 }
 
 /// A broker with the default limits, except that clients come and fail as often as the test likes.
@@ -438,6 +447,16 @@ impl Client {
 impl<S: Read + Write> Client<S> {
     /// Sends CONNECT over a transport that stands.
     pub fn open(stream: S, connect: Connect) -> Client<S> {
+        Client::open_with(stream, connect, [])
+    }
+
+    /// Sends CONNECT and what follows it in one go: no time passes between them, however slow the machine
+    /// is.
+    pub fn open_with(
+        stream: S,
+        connect: Connect,
+        following: impl IntoIterator<Item = Packet>,
+    ) -> Client<S> {
         let version = connect.version;
         let mut client = Client {
             stream,
@@ -446,7 +465,11 @@ impl<S: Read + Write> Client<S> {
             version,
             passed: VecDeque::new(),
         };
-        client.send(connect);
+        let mut bytes = client.encode(connect);
+        for packet in following {
+            bytes.unsplit(client.encode(packet));
+        }
+        client.raw(&bytes);
         client
     }
 

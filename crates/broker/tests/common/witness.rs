@@ -10,7 +10,7 @@ use broker::{
 };
 use mqtt::{Connect, Publish, ReasonCode, Version};
 
-use super::{Client, dial, until};
+use super::{Client, dial, unhurried, until};
 
 /// Lets everybody in but `stranger`. The principal is the user name, or else the client identifier;
 /// it belongs to the group that its name has behind `@`. Nobody may do anything below `forbidden/`.
@@ -189,7 +189,7 @@ pub fn scene_with(limits: Limits, store: Store) -> Scene {
         SocketAddr::from(([127, 0, 0, 1], 0)),
         Transport::Tcp,
     )]);
-    config.limits = limits;
+    config.limits = unhurried(limits);
     config.workers = 2.try_into().ok();
     config.store = store;
     let handle = Broker::start(config, Arc::clone(&witness) as _).expect("starts");

@@ -29,6 +29,10 @@ pub fn milepost() -> Command {
     command
 }
 
+/// Lets a server that comes late to its clients take new ones all the same: the machine may be busy with
+/// other tests.
+pub const UNHURRIED: &str = "[overload]\nmax_loop_delay = \"1m\"\n";
+
 /// A configuration on free ports; `more` goes behind it.
 pub fn config_on_free_ports(more: &str) -> String {
     config_with_sql("", more)
@@ -39,7 +43,7 @@ pub fn config_with_sql(sql: &str, more: &str) -> String {
     format!(
         "[[listener]]\nprotocol = \"mqtts\"\nbind = \"127.0.0.1:0\"\n\
          [http]\nbind = \"127.0.0.1:0\"\n[sql]\nbind = \"127.0.0.1:0\"\n{sql}\n\
-         [lake]\ncommit_every = \"500ms\"\n{more}"
+         {UNHURRIED}[lake]\ncommit_every = \"500ms\"\n{more}"
     )
 }
 

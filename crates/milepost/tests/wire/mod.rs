@@ -262,9 +262,10 @@ impl Wire {
         }
     }
 
-    /// Says goodbye.
+    /// Says goodbye, and waits until the server has closed: it is gone then, also for others.
     pub fn leave(mut self) {
         self.send(Packet::Disconnect(Disconnect::default()));
+        self.end();
     }
 }
 
