@@ -20,7 +20,7 @@ PYTHON_ENV := $(CARGO_TARGET_DIR)/python
 # be reached, the tests say that they are skipped.
 CLIENTS := $(CARGO_TARGET_DIR)/clients
 
-.PHONY: help setup setup-test demo build install test test-light test-heavy simulate lint docs bench bench-weather bench-connects bench-netem bench-tools fuzz clean
+.PHONY: help setup setup-test demo build install test test-light test-heavy simulate lint docs bench bench-weather bench-connects bench-netem bench-tools bench-peers bench-peers-setup fuzz clean
 
 help: ## Lists these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -83,6 +83,14 @@ bench-connects: bench-tools ## Connects per second and memory per connection, fo
 
 bench-netem: bench-tools ## QUIC against TLS on a road with loss and delay (root)
 	bench/netem.py
+
+bench-peers: ## Milepost beside other brokers, scenario by scenario; PEERS_OPTIONS="--scenario fan-in …"
+	cargo build --locked --release $(HEAVY) --bin milepost
+	cargo build --locked --release -p fleet-sim --example peers
+	bench/peers.py $(PEERS_OPTIONS)
+
+bench-peers-setup: ## Builds and fetches the brokers of other projects that bench-peers measures (long)
+	bench/setup_peers.sh "$(CARGO_TARGET_DIR)/peers"
 
 fuzz: ## Fuzzes the codec for FUZZ_SECONDS a target over the kept corpus
 	@scripts/fuzz.sh $(FUZZ_SECONDS)

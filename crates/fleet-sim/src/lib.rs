@@ -10,6 +10,7 @@
 //! recording ── Message ──────┴── simulate (as the CLI) ──┴── client ── MQTT ── server
 //!                                load (bytes as fast as they go) ──────── MQTT ── server
 //!                                weather (hostile clients beside good ones) ───── server
+//!                                peers (the same work for every broker) ──────── brokers
 //! ```
 
 pub mod client;
@@ -20,6 +21,8 @@ mod histogram;
 pub mod load;
 pub mod message;
 mod open_files;
+#[cfg(target_os = "linux")] // one epoll, and what `/proc` says
+pub mod peers;
 pub mod private_ca;
 pub mod provision;
 pub mod recording;
