@@ -299,7 +299,8 @@ fn a_client_that_the_hooks_bar_is_told_and_closed() {
         1
     );
     assert_eq!(car.farewell(), Some(ReasonCode::NotAuthorized));
-    assert!(code(car.stream.closed()).is_some());
+    let told = car.stream.closed();
+    assert!(code(told.clone()).is_some(), "{told}");
     let mut again = Client::open(site.dial("car"), Connect::new(V5, "car"));
     assert_eq!(again.connack().reason, ReasonCode::NotAuthorized);
     assert_eq!(again.next(), None);
@@ -570,6 +571,7 @@ fn count(counters: &[(&str, u64)], name: &str) -> u64 {
 #[test]
 fn who_comes_in_overload_is_refused_once_and_after_a_while() {
     let limits = Limits {
+        max_loop_delay: Duration::from_secs(1),
         retry_spread: Duration::from_secs(8),
         ..Limits::default()
     };

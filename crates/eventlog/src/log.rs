@@ -53,7 +53,18 @@ struct Open {
     recovered: HashMap<String, Vec<Recovered>>,
     groups: HashMap<String, Group>,
     /// Shared with the writer threads: the last one of them lets go of the directory.
-    lock: Arc<File>,
+    lock: Arc<DirLock>,
+}
+
+/// The directory is this process's while this lives.
+pub(crate) struct DirLock(File);
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // By name: a child process that is being started holds our open files until its `exec`, and with
+        // the last of them only would the lock end by itself.
+        let _ = self.0.unlock();
+    }
 }
 
 struct OpenStream {
@@ -318,7 +329,7 @@ impl OpenStream {
     }
 }
 
-fn lock(dir: &Path) -> Result<File, OpenError> {
+fn lock(dir: &Path) -> Result<DirLock, OpenError> {
     let path = dir.join("lock");
     let mut file = OpenOptions::new()
         .create(true)
@@ -353,7 +364,7 @@ fn lock(dir: &Path) -> Result<File, OpenError> {
     file.set_len(0)
         .and_then(|()| writeln!(file, "{}", std::process::id()))
         .map_err(io("writing", &path))?;
-    Ok(file)
+    Ok(DirLock(file))
 }
 
 fn open_group(name: &str, dir: &Path) -> Result<(Group, u64), OpenError> {
@@ -386,5 +397,20 @@ fn io(action: &'static str, file: &Path) -> impl FnOnce(std::io::Error) -> OpenE
         action,
         file,
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_of_the_open_file_in_a_child_process_keeps_nobody_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path()).unwrap();
+        let _of_child = held.0.try_clone().unwrap();
+        assert!(lock(dir.path()).is_err());
+        drop(held);
+        assert!(lock(dir.path()).is_ok());
     }
 }

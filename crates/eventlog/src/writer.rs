@@ -20,7 +20,6 @@
 //!   every group. What was acknowledged before was synced before and stays.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
@@ -32,6 +31,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::batch::BatchBuilder;
 use crate::disk::{self, ActiveFile};
 use crate::error::{AppendError, OpenError};
+use crate::log::DirLock;
 use crate::partition::Partition;
 use crate::queue::{Append, Done, Item, Wake};
 use crate::record::Offset;
@@ -54,7 +54,7 @@ pub(crate) struct Writer {
     batch: BatchBuilder,
     housekeeping_due: Instant,
     /// The lock of the log's directory: nobody else opens it while this thread may write.
-    _lock: Arc<File>,
+    _lock: Arc<DirLock>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -77,7 +77,7 @@ impl Writer {
     pub(crate) fn start(
         stream: Arc<Shared>,
         partition: Arc<Partition>,
-        lock: Arc<File>,
+        lock: Arc<DirLock>,
     ) -> Result<JoinHandle<()>, OpenError> {
         let (segment, file) = match partition.active() {
             Some(segment) => {

@@ -12,7 +12,15 @@ use crate::error::LakeError;
 /// The lake's folder is ours while this lives.
 #[derive(Debug)]
 pub(crate) struct DirLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // By name: a child process that is being started holds our open files until its `exec`, and with
+        // the last of them only would the lock end by itself.
+        let _ = self.file.unlock();
+    }
 }
 
 impl DirLock {
@@ -34,11 +42,26 @@ impl DirLock {
             .open(&path)
             .map_err(io("open", &path))?;
         match file.try_lock() {
-            Ok(()) => Ok(DirLock { _file: file }),
+            Ok(()) => Ok(DirLock { file }),
             Err(TryLockError::WouldBlock) => Err(LakeError::Locked {
                 dir: dir.to_owned(),
             }),
             Err(TryLockError::Error(source)) => Err(io("lock", &path)(source)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_of_the_open_file_in_a_child_process_keeps_nobody_out() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let lock = DirLock::take(dir.path()).expect("free");
+        let _of_child = lock.file.try_clone().expect("a copy");
+        assert!(DirLock::take(dir.path()).is_err());
+        drop(lock);
+        assert!(DirLock::take(dir.path()).is_ok());
     }
 }
