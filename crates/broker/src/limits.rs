@@ -62,8 +62,9 @@ pub struct Limits {
     pub max_sessions: usize,
     /// What happens when the queue of a stored session is full.
     pub overflow: Overflow,
-    /// Memory for the messages that stored sessions wait for, in bytes over all sessions, each message
-    /// once; and 256 bytes for each of them and for each session that waits for one. Beyond it a message for a stored session is refused with 0x97. 4 GiB.
+    /// Memory for the messages that stored sessions wait for or that are retained, in bytes over all, each
+    /// message once; and 256 bytes for each of them and for each session that waits for one. Beyond it a
+    /// message for a stored session is refused with 0x97. 4 GiB.
     pub max_stored_bytes: usize,
     /// Which member of a shared subscription gets a message.
     pub share_strategy: ShareStrategy,
