@@ -14,9 +14,10 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
-    ClientConfig, ConnectError, ConnectionError, Endpoint, IdleTimeout, RecvStream, SendStream,
-    TransportConfig, VarInt,
+    ClientConfig, ConnectError, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, RecvStream,
+    SendStream, TokioRuntime, TransportConfig, VarInt,
 };
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::transport::Server;
@@ -25,6 +26,9 @@ use super::transport::Server;
 const ALPN: &[u8] = b"mqtt";
 /// Silence that a client sits out, in a tunnel for example.
 const IDLE: Duration = Duration::from_secs(120);
+/// Datagrams the kernel keeps for many clients over one socket: asked for, and granted as far as `rmem_max`
+/// goes. A handshake that loses its first answer waits for a second.
+const SOCKET_BUFFER: usize = 4 << 20;
 /// For the server to acknowledge the last bytes, before the connection is dropped.
 const GOODBYE: Duration = Duration::from_secs(3);
 
@@ -111,9 +115,14 @@ impl QuicSocket {
         if let Some(endpoint) = &*endpoint {
             return Ok(endpoint.clone());
         }
-        Ok(endpoint
-            .insert(Endpoint::client(any(to.is_ipv6()))?)
-            .clone())
+        let socket = open(to.is_ipv6())?;
+        let opened = Endpoint::new(
+            EndpointConfig::default(),
+            None,
+            socket,
+            Arc::new(TokioRuntime),
+        )?;
+        Ok(endpoint.insert(opened).clone())
     }
 
     /// Goes on with a new local port, and with whatever address the system now gives us: what happens
@@ -126,11 +135,20 @@ impl QuicSocket {
         match &*endpoint {
             Some(endpoint) => {
                 let v6 = endpoint.local_addr()?.is_ipv6();
-                endpoint.rebind(UdpSocket::bind(any(v6))?)
+                endpoint.rebind(open(v6)?)
             }
             None => Ok(()), // nothing is bound yet
         }
     }
+}
+
+fn open(v6: bool) -> io::Result<UdpSocket> {
+    let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
+    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+    // As much as the system gives.
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
+    socket.bind(&any(v6).into())?;
+    Ok(socket.into())
 }
 
 fn any(v6: bool) -> SocketAddr {
