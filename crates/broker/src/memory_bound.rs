@@ -79,7 +79,7 @@ impl Limits {
     /// listener is given by what carries its connections, and by how many it takes at most if it has a bound
     /// of its own. All parts at their end at once is what nobody will see; that their sum fits into the
     /// machine is what makes it certain. Kernel buffers of sockets are not in it, nor is what the program
-    /// around the broker holds.
+    /// around the broker holds; nor are answers that wait for a stalled store, which are bounded by number.
     pub fn memory_bound(
         &self,
         listeners: impl IntoIterator<Item = (Carrier, Option<usize>)>,
