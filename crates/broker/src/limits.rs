@@ -127,8 +127,9 @@ pub struct Limits {
     /// who would exceed that is ended as a slow consumer, too. 1 GiB.
     pub max_queue_memory: usize,
     /// Memory for what sessions hold of their clients' choosing, over all of them, in bytes: wills,
-    /// subscriptions, names, identifiers of QoS 2 messages that are not released. What does not fit is
-    /// refused with 0x97: a CONNECT for its will, a filter in SUBACK, a QoS 2 message in PUBREC. 1 GiB:
+    /// subscriptions, names, identifiers of QoS 2 messages that are not released; and for answers that wait
+    /// for the disk. What does not fit is refused with 0x97: a CONNECT for its will, a filter in SUBACK, a
+    /// QoS 2 message in PUBREC; who waits for an answer is not read from meanwhile. 1 GiB:
     /// two million subscriptions of 60 bytes. The last quarter is for sessions that hold at most 64 KiB.
     pub max_session_memory: usize,
     /// Memory for wide windows of QUIC connections, over all of them, in bytes. Each begins with 16 KiB

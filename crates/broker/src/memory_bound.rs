@@ -43,6 +43,12 @@ const WEB: u64 = 64 * 1024;
 /// it is sent when memory is used up.
 const ANSWERS: u64 = 16 * 1024 + 4 * 1024;
 
+/// What waits to be written to disk, and a group of it on its way; see `journal::Options`.
+const TO_BE_STORED: u64 = 2 * (64 << 20);
+
+/// A packet decoded takes at most so many times its bytes: of topic filters or user properties of one letter.
+const DECODED: u64 = 16;
+
 /// Bytes of a topic alias towards a client.
 const ALIAS: u64 = LONGEST as u64 + 128;
 
@@ -69,6 +75,7 @@ const ROUNDED_UP: u64 = 8;
 /// while another worker let in the last that fits; and its debts.
 fn worker(limits: &Limits) -> u64 {
     2 * (64 * 1024 + u64::from(limits.max_packet_size))
+        + DECODED * u64::from(limits.max_packet_size)
         + 2 * u64::from(limits.max_packet_size)
         + limits.max_queued_bytes as u64
         + DEBTS
@@ -79,7 +86,7 @@ impl Limits {
     /// listener is given by what carries its connections, and by how many it takes at most if it has a bound
     /// of its own. All parts at their end at once is what nobody will see; that their sum fits into the
     /// machine is what makes it certain. Kernel buffers of sockets are not in it, nor is what the program
-    /// around the broker holds; nor are answers that wait for a stalled store, which are bounded by number.
+    /// around the broker holds.
     pub fn memory_bound(
         &self,
         listeners: impl IntoIterator<Item = (Carrier, Option<usize>)>,
@@ -141,7 +148,7 @@ impl Limits {
             ),
             ("sessions", bytes(count(self.max_sessions), SESSION)),
             (
-                "wills, subscriptions, names",
+                "wills, subscriptions, names, answers that wait for the disk",
                 count(self.max_session_memory),
             ),
             ("stored messages", count(self.max_stored_bytes)),
@@ -156,6 +163,7 @@ impl Limits {
                 "handover between workers",
                 bytes(bytes(workers, count(self.max_handover)), HANDED_OVER),
             ),
+            ("store queue", TO_BE_STORED),
             ("buffers of workers", bytes(workers, worker(self))),
             (
                 "hold-offs",

@@ -62,7 +62,7 @@ macro_rules! counters {
             /// Memory held for messages that wait for connected clients.
             pub queue_memory_bytes: u64,
             /// Memory of what sessions hold of their clients' choosing: wills, subscriptions, names, topics
-            /// of aliases, identifiers.
+            /// of aliases, identifiers, answers that wait for the disk.
             pub session_memory_bytes: u64,
             /// Memory that wide windows of QUIC connections may hold.
             pub window_memory_bytes: u64,

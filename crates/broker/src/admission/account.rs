@@ -95,6 +95,48 @@ impl Drop for Holding {
     }
 }
 
+/// What changes too often to be written into the account each time: taken and given back in [`STEP`]s,
+/// so the account has a little more than there is, and workers do not fight over one number.
+#[derive(Debug)]
+pub(crate) struct Float {
+    taken: Holding,
+    bytes: usize,
+}
+
+/// By how much a [`Float`] takes.
+const STEP: usize = 64 * 1024;
+
+impl Float {
+    /// Holds nothing yet.
+    pub(crate) fn none(account: &Arc<Account>) -> Float {
+        Float {
+            taken: Holding::none(account),
+            bytes: 0,
+        }
+    }
+
+    /// Adds bytes, which are there whether they fit or not.
+    pub(crate) fn add(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        if self.bytes > self.taken.bytes {
+            let missing = self.bytes - self.taken.bytes;
+            self.taken.add(missing.next_multiple_of(STEP));
+        }
+    }
+
+    /// Gives bytes back that were added before.
+    pub(crate) fn remove(&mut self, bytes: usize) {
+        debug_assert!(bytes <= self.bytes, "given back twice");
+        self.bytes = self.bytes.saturating_sub(bytes);
+        let spare = self.taken.bytes - self.bytes;
+        // A step is kept: what comes and goes at the edge of one must not be written each time.
+        if spare > 2 * STEP || (self.bytes == 0 && spare > 0) {
+            let kept = self.bytes.next_multiple_of(STEP);
+            self.taken.remove(self.taken.bytes - kept);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,6 +155,27 @@ mod tests {
         large.remove(1_000);
         drop(large);
         assert_eq!(account.used(), 60_000);
+    }
+
+    #[test]
+    fn a_float_has_what_there_is_and_at_most_three_steps_more() {
+        let account = Account::new(usize::MAX);
+        let mut float = Float::none(&account);
+        let mut there = 0usize;
+        for round in 1..200usize {
+            let bytes = round * 7919 % 40_000;
+            float.add(bytes);
+            there += bytes;
+            if round % 3 == 0 {
+                let back = there / 2;
+                float.remove(back);
+                there -= back;
+            }
+            let used = account.used();
+            assert!(used >= there && used <= there + 3 * STEP, "{there}: {used}");
+        }
+        float.remove(there);
+        assert_eq!(account.used(), 0);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use mqtt::{ReasonCode, Subscription, TopicFilter};
+use mqtt::ReasonCode;
 
 use super::connection::{End, EndedBy};
 use super::shard::Shard;
@@ -113,29 +113,21 @@ impl Shard {
         });
     }
 
-    /// SUBACK is on its way.
-    pub(super) fn announce_subscribed(
+    /// SUBACK is on its way; it grants these.
+    pub(super) fn announce_subscribed<'a>(
         &mut self,
         id: ConnectionId,
-        asked: &[Subscription],
-        answers: &[ReasonCode],
+        filters: impl Iterator<Item = &'a str>,
     ) {
-        let granted = asked.iter().zip(answers);
-        let granted = granted.filter(|(_, answer)| !answer.is_error());
-        let filters = granted.map(|(asked, _)| asked.filter.as_str());
         self.announce_filters(id, filters, |filters| PresenceEvent::Subscribed { filters });
     }
 
-    /// UNSUBACK is on its way.
-    pub(super) fn announce_unsubscribed(
+    /// UNSUBACK is on its way; it ended these.
+    pub(super) fn announce_unsubscribed<'a>(
         &mut self,
         id: ConnectionId,
-        asked: &[TopicFilter],
-        answers: &[ReasonCode],
+        filters: impl Iterator<Item = &'a str>,
     ) {
-        let ended = asked.iter().zip(answers);
-        let ended = ended.filter(|(_, answer)| **answer == ReasonCode::Success);
-        let filters = ended.map(|(filter, _)| filter.as_str());
         self.announce_filters(id, filters, |filters| PresenceEvent::Unsubscribed {
             filters,
         });

@@ -30,6 +30,12 @@ use crate::limits::{Limits, Retain};
 /// Why a client is told to come back later, for the operator's log.
 pub(crate) const OVERLOADED: &str = "the workers are late with what is due (`max_loop_delay`)";
 
+/// Topic filters that one SUBSCRIBE or UNSUBSCRIBE may bring. Each is work, and a byte of its answer: a packet
+/// of a megabyte would bring a quarter of a million.
+pub(crate) const MAX_FILTERS: usize = 1024;
+
+const TOO_MANY_FILTERS: &str = "more than 1024 topic filters in one SUBSCRIBE or UNSUBSCRIBE";
+
 /// State of one connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -657,6 +663,12 @@ impl Connection {
         match packet {
             Packet::Publish(publish) => self.publish(limits, publish, out),
             Packet::PubAck(ack) => out.push(Output::Acknowledged(ack.packet_id)),
+            Packet::Subscribe(subscribe) if subscribe.subscriptions.len() > MAX_FILTERS => {
+                self.close(ReasonCode::QuotaExceeded, TOO_MANY_FILTERS, out);
+            }
+            Packet::Unsubscribe(unsubscribe) if unsubscribe.filters.len() > MAX_FILTERS => {
+                self.close(ReasonCode::QuotaExceeded, TOO_MANY_FILTERS, out);
+            }
             Packet::Subscribe(subscribe) => out.push(Output::Subscribe(subscribe)),
             Packet::Unsubscribe(unsubscribe) => out.push(Output::Unsubscribe(unsubscribe)),
             Packet::PingReq => out.push(Output::Send(Packet::PingResp)),

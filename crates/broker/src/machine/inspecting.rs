@@ -16,8 +16,9 @@ use std::sync::Arc;
 use mqtt::ReasonCode;
 
 use super::connection::EndedBy;
+use super::deferred::Deferred;
 use super::mailbox::Mail;
-use super::session::{Deferred, Session};
+use super::session::Session;
 use super::shard::Shard;
 use super::slots::SessionId;
 use super::subscriber::{OwnMessages, RetainFlag};

@@ -17,9 +17,10 @@ use bytes::Bytes;
 use mqtt::{Auth, AuthProperties, Connect, PubRel, ReasonCode, Version};
 
 use super::connection::EndedBy;
+use super::deferred::Deferred;
 use super::planted::planted;
 use super::registry::{Admission, Epoch, Room};
-use super::session::{Deferred, Link, Session, Will};
+use super::session::{Link, Session, Will};
 use super::session_memory;
 use super::shard::Shard;
 use super::share::Presence;

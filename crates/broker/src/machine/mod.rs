@@ -17,6 +17,7 @@ pub(crate) mod charging;
 #[cfg(test)]
 mod clock_stories;
 pub(crate) mod connection;
+pub(crate) mod deferred;
 pub(crate) mod delivery;
 pub(crate) mod departed;
 pub(crate) mod departure;
@@ -56,6 +57,8 @@ pub(crate) mod store;
 mod stories;
 #[cfg(test)]
 mod stories_operator;
+#[cfg(test)]
+mod stories_stalled;
 #[cfg(test)]
 mod stories_unconnected;
 pub(crate) mod subscriber;

@@ -9,10 +9,12 @@
 //! waits for the same decision.
 
 use std::collections::VecDeque;
+use std::mem::size_of;
 
 use mqtt::{PacketId, QoS, ReasonCode};
 
 use super::Receipt;
+use super::deferred::DECISION;
 
 /// The QoS 1 and 2 messages of one session that are received and not answered yet.
 #[derive(Debug)]
@@ -64,12 +66,23 @@ pub(crate) struct Due {
 /// A queue that grew beyond this gives its memory back when it is empty.
 const KEPT: usize = 16;
 
+/// Bytes of a message that waits for an answer.
+const MESSAGE: usize = size_of::<Message>() + DECISION;
+
 impl Owed {
     /// Whether an answer is owed to the connection there is.
     pub(crate) fn is_settled(&self) -> bool {
         self.waiting
             .back()
             .is_none_or(|message| message.listener == Listener::Gone)
+    }
+
+    /// Bytes of memory beyond what every session may have.
+    pub(crate) fn weight(&self) -> usize {
+        match self.waiting.capacity() {
+            0..=KEPT => 0,
+            many => many * MESSAGE,
+        }
     }
 
     /// Notes a message that came in and waits for one outcome.

@@ -9,18 +9,18 @@
 use std::sync::Arc;
 
 use mqtt::{
-    Packet, PacketId, PacketType, PubAck, PubComp, PubRec, PubRel, Publish, QoS, ReasonCode, Utf8,
-    Version,
+    Packet, PacketId, PacketType, PubAck, PubRec, PubRel, Publish, QoS, ReasonCode, Utf8, Version,
 };
 
 use super::Receipt;
 use super::connection::{LastWord, ProblemInformation};
+use super::deferred::{Answer, Deferred};
 use super::exchange::{Lasting, RetainError};
 use super::fanout::{Publisher, Routed};
 use super::format;
 use super::owed::Listener;
 use super::planted::planted;
-use super::session::{Deferred, Known};
+use super::session::Known;
 use super::session_memory::RECEIVED;
 use super::shard::{Shard, State};
 use super::slots::{ConnectionId, SessionId};
@@ -67,17 +67,17 @@ impl Shard {
             // Sent again: answered again, and not a second message [MQTT-4.3.3-10].
             tenant.connection.repeated();
             self.counters.messages_repeated.one();
-            if session.is_undecided(packet_id) && session.owed.received_again(packet_id).is_some() {
+            if session.is_undecided(packet_id) && session.owe_again(packet_id).is_some() {
                 return;
             }
-            let receipt = session.owed.received(packet_id, QoS::ExactlyOnce);
+            let receipt = session.owe(packet_id, QoS::ExactlyOnce);
             if session.wants_tap_again(packet_id) {
                 return self.tap_again(session_id, receipt, packet_id, publish);
             }
             return self.decide(session_id, receipt, ReasonCode::Success);
         }
         let receipt = match publish.packet_id {
-            Some(packet_id) => session.owed.received(packet_id, publish.qos),
+            Some(packet_id) => session.owe(packet_id, publish.qos),
             None => Receipt::NONE,
         };
         let Some(identity) = session.identity.clone() else {
@@ -390,7 +390,7 @@ impl Shard {
     /// Sends the answers that may leave.
     fn answer(&mut self, id: SessionId) {
         while let Some(session) = self.sessions.get(id)
-            && let Some(due) = session.owed.next_due()
+            && let Some(due) = session.next_due()
         {
             if due.qos == QoS::ExactlyOnce && !due.outcome.is_error() {
                 session.taken(due.packet_id);
@@ -461,10 +461,7 @@ impl Shard {
         session.forget_received(packet_id, &mut self.storing.batch);
         // One that is not known was released before, and the answer did not get through: the client
         // asks again, and that is no error.
-        self.once_stored(
-            stored,
-            Deferred::Send(id, PubComp::success(packet_id).into()),
-        );
+        self.once_stored(stored, Deferred::Send(id, Answer::Complete(packet_id)));
     }
 
     /// PUBREC came.

@@ -9,22 +9,23 @@
 //! *stored* one outlives it; each change is written into the batch of the moment, and what the client
 //! may conclude from it is said when the batch is in the store (`Deferred`).
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use journal::{Batch, RecordId};
-use mqtt::{Attempt, PacketId, PubRel, Publish, QoS, ReasonCode, Version};
+use mqtt::{Attempt, PacketId, Publish, QoS, ReasonCode, Version};
 
+use super::deferred::{Answer, Deferred};
 use super::delivery::{Access, Delivery, Recorded};
 use super::exchange::{Exchange, Share, hash};
 use super::filters::Filters;
 use super::flights::{Flights, Phase};
 use super::format::{InboundRecord, Owner, SessionRecord, Stage, Tapped, WillRecord};
 use super::frame::Frame;
-use super::inspecting::Reply;
 use super::message::Priority;
 use super::outbox::{self, BatchNumber, Outbox, Withheld};
-use super::owed::Owed;
+use super::owed::{Due, Owed};
 use super::planted::planted;
 use super::session_memory::{self, RECEIVED};
 use super::slots::{ConnectionId, SessionId};
@@ -33,7 +34,6 @@ use super::walks::Walks;
 use super::{Moment, Receipt};
 use crate::admission::account::{Account, Holding};
 use crate::admission::memory::{Fits, Reader};
-use crate::clients::Purged;
 use crate::hooks::{Decision, Identity};
 use crate::limits::Overflow;
 use crate::stats::Counters;
@@ -157,40 +157,6 @@ pub(crate) struct Context<'a> {
     pub(crate) deferred: &'a mut Vec<Deferred>,
 }
 
-/// What waits for a batch to be in the store.
-#[derive(Debug)]
-pub(crate) enum Deferred {
-    /// A message of this session is stored.
-    Decide(SessionId, Receipt, ReasonCode),
-    /// The client may know this.
-    Send(ConnectionId, mqtt::Packet),
-    /// The client may know what became of what it asked for, and gets retained messages for its new
-    /// subscriptions.
-    Subscribed(ConnectionId, Vec<mqtt::Subscription>, mqtt::SubAck),
-    /// The same for what it wants to end.
-    Unsubscribed(ConnectionId, Vec<mqtt::TopicFilter>, mqtt::UnsubAck),
-    /// The session is as it must be; CONNACK may be sent.
-    Admit(ConnectionId),
-    /// An operator may know that a session is gone.
-    Purged(Reply<Option<Purged>>, Option<Purged>),
-}
-
-impl Deferred {
-    /// The connection that it is an answer to, and how much that counts against [`MAX_DEFERRED`]: what
-    /// holds on to filters holds on to the buffer they came in.
-    pub(crate) fn answer(&self) -> Option<(ConnectionId, u16)> {
-        match self {
-            Deferred::Send(id, _) => Some((*id, 1)),
-            Deferred::Subscribed(id, ..) | Deferred::Unsubscribed(id, ..) => Some((*id, 16)),
-            Deferred::Decide(..) | Deferred::Admit(_) | Deferred::Purged(..) => None,
-        }
-    }
-}
-
-/// What may wait for the store of answers to one connection, by [`Deferred::answer`]. It is not read
-/// from beyond that: while the disk is full nothing else would bound it.
-pub(crate) const MAX_DEFERRED: u16 = 1024;
-
 /// What became of a message for a session.
 #[derive(Debug)]
 pub(crate) enum Offered {
@@ -269,6 +235,33 @@ impl Session {
             TRANSIENT => Owner::Share,
             record => Owner::Session(record),
         }
+    }
+
+    /// Notes a message that came in and is to be answered.
+    pub(crate) fn owe(&mut self, packet_id: PacketId, qos: QoS) -> Receipt {
+        self.while_owed_is_counted(|owed| owed.received(packet_id, qos))
+    }
+
+    /// The same of one that came again while it is being decided about.
+    pub(crate) fn owe_again(&mut self, packet_id: PacketId) -> Option<Receipt> {
+        self.while_owed_is_counted(|owed| owed.received_again(packet_id))
+    }
+
+    /// The next answer to a message that may leave.
+    pub(crate) fn next_due(&mut self) -> Option<Due> {
+        self.while_owed_is_counted(Owed::next_due)
+    }
+
+    fn while_owed_is_counted<T>(&mut self, change: impl FnOnce(&mut Owed) -> T) -> T {
+        let before = self.owed.weight();
+        let answer = change(&mut self.owed);
+        let after = self.owed.weight();
+        match after.cmp(&before) {
+            Ordering::Equal => {}
+            Ordering::Greater => self.memory.add(after - before),
+            Ordering::Less => self.memory.remove(before - after),
+        }
+        answer
     }
 
     /// Its connection, if CONNACK was sent.
@@ -768,8 +761,8 @@ impl Session {
         if let Some(connection) = self.online()
             && !planted!(cx.exchange, PubRelBeforeDurable)
         {
-            let packet = PubRel::success(packet_id).into();
-            cx.deferred.push(Deferred::Send(connection, packet));
+            let answer = Deferred::Send(connection, Answer::Release(packet_id));
+            cx.deferred.push(answer);
         }
     }
 

@@ -28,6 +28,7 @@ use mqtt::{DecodeError, Packet, QoS, ReasonCode, Utf8, Version};
 
 use super::Moment;
 use super::connection::{Answers, Appetite, Connection, EndedBy, Output, TimedOut};
+use super::deferred::{Deferred, MAX_ANSWERS, Subscribed, Unsubscribed};
 use super::delivery::Access;
 use super::departure::Departure;
 use super::exchange::{Exchange, Parked, Share};
@@ -37,11 +38,12 @@ use super::message::Message;
 use super::outbox::{BatchNumber, More, Withheld};
 use super::planted::planted;
 use super::principals::Principals;
-use super::session::{Context, Deferred, MAX_DEFERRED, Offered, Session};
+use super::session::{Context, Offered, Session};
 use super::share::Presence;
 use super::slots::{ConnectionId, SessionId, Slots};
 use super::tenants::{Farewell, News, Origin, Rest, Tenant, Tenants};
 use super::timers::Timers;
+use crate::admission::account::Float;
 use crate::admission::debts::Debts;
 use crate::admission::memory::{Fits, QueueTally, Reader, Standing};
 use crate::limits::Limits;
@@ -74,6 +76,8 @@ pub(crate) struct Shard {
     pub(super) parked: Vec<Parked>,
     pub(super) fanout: Fanout,
     pub(super) storing: Storing,
+    /// Bytes of answers that wait for the store.
+    pub(super) answers: Float,
     /// What clients owe of their rates whose connection has ended.
     pub(super) debts: Debts,
     /// Changes of what waits for connected clients.
@@ -148,10 +152,19 @@ impl Storing {
 
     /// The batch at hand was submitted: what is deferred waits for it, and the next one begins.
     fn begin_next(&mut self, position: Position) {
-        let deferred = std::mem::take(&mut self.deferred);
-        self.submitted
-            .push_back((position, self.number(), deferred));
         self.number += 1;
+        let number = BatchNumber(self.number);
+        match self.submitted.back_mut() {
+            // It had nothing to be stored, and was not the first to wait for just that.
+            Some((at, last, waiting)) if *at == position => {
+                *last = number;
+                waiting.append(&mut self.deferred);
+            }
+            _ => {
+                let deferred = std::mem::take(&mut self.deferred);
+                self.submitted.push_back((position, number, deferred));
+            }
+        }
     }
 
     /// The batch of the inputs at hand.
@@ -185,6 +198,7 @@ impl Shard {
             parked: Vec::new(),
             fanout: Fanout::default(),
             storing: Storing::default(),
+            answers: Float::none(&exchange.admission.session_memory),
             debts: Debts::default(),
             queued: QueueTally::default(),
             walkers: Vec::new(),
@@ -286,11 +300,27 @@ impl Shard {
             return Appetite::Over;
         };
         match tenant.connection.appetite(&self.exchange.limits) {
-            Appetite::Hungry if tenant.outbox.is_clogged() || tenant.deferred >= MAX_DEFERRED => {
+            Appetite::Hungry if tenant.outbox.is_clogged() || self.is_held_back(id) => {
                 Appetite::Waiting
             }
             appetite => appetite,
         }
+    }
+
+    /// Whether so many answers to a connection wait for the store, or there is so little memory for more,
+    /// that they are to be said before the next packet is handed in.
+    fn is_held_back(&mut self, id: ConnectionId) -> bool {
+        let Some(tenant) = self.tenants.get(id) else {
+            return false;
+        };
+        let owed = tenant.session.and_then(|id| self.sessions.get(id));
+        let owed = owed.map_or(0, |session| session.owed.weight());
+        let held = tenant.deferred + owed;
+        if held == 0 {
+            return false;
+        }
+        tenant.deferred >= MAX_ANSWERS
+            || self.exchange.admission.session_memory.fits(held, 0) == Fits::No
     }
 
     /// Hands in the next packet.
@@ -639,7 +669,9 @@ impl Shard {
                 continue;
             }
             tenant.next_look = u64::MAX;
-            if tenant.deferred >= MAX_DEFERRED {
+            if self.is_held_back(id)
+                && let Some(tenant) = self.tenants.get(id)
+            {
                 // We do not read, so silence is not the client's.
                 tenant.connection.not_read_before(self.now.tick);
             }
@@ -838,41 +870,48 @@ impl Shard {
 
     /// Does what waited for the store.
     pub(super) fn carry_on(&mut self, deferred: Deferred) {
-        if let Some((id, weight)) = deferred.answer()
-            && let Some(tenant) = self.tenants.get(id)
-        {
-            // What an acknowledgement brought was not counted: the window bounds it.
-            tenant.deferred = tenant.deferred.saturating_sub(weight);
+        if let Some((id, bytes)) = deferred.answer() {
+            self.answers.remove(bytes);
+            if let Some(tenant) = self.tenants.get(id) {
+                tenant.deferred = tenant.deferred.saturating_sub(bytes);
+            }
         }
+        self.say(deferred);
+    }
+
+    /// Does what waits for the store, or would.
+    pub(super) fn say(&mut self, deferred: Deferred) {
         match deferred {
             Deferred::Decide(session, receipt, outcome) => self.decide(session, receipt, outcome),
-            Deferred::Send(id, packet) => {
+            Deferred::Send(id, answer) => {
                 if self
                     .tenants
                     .get(id)
                     .is_some_and(|t| t.connection.is_serving())
                 {
-                    self.send(id, &packet);
+                    self.send(id, &answer.into());
                 }
             }
-            Deferred::Subscribed(id, asked, answer) => {
+            Deferred::Subscribed(id, subscribed) => {
                 if self
                     .tenants
                     .get(id)
                     .is_some_and(|t| t.connection.is_serving())
                 {
-                    self.announce_subscribed(id, &asked, &answer.reasons);
+                    let Subscribed { granted, answer } = *subscribed;
+                    self.announce_subscribed(id, granted.iter().map(|filter| &**filter));
                     self.send(id, &answer.into());
                     self.begin_walks(id);
                 }
             }
-            Deferred::Unsubscribed(id, asked, answer) => {
+            Deferred::Unsubscribed(id, unsubscribed) => {
                 if self
                     .tenants
                     .get(id)
                     .is_some_and(|t| t.connection.is_serving())
                 {
-                    self.announce_unsubscribed(id, &asked, &answer.reasons);
+                    let Unsubscribed { ended, answer } = *unsubscribed;
+                    self.announce_unsubscribed(id, ended.iter().map(|filter| &**filter));
                     self.send(id, &answer.into());
                 }
             }
@@ -909,6 +948,7 @@ impl Shard {
     ) -> Option<T> {
         let session = self.sessions.get(id)?;
         let number = self.storing.number();
+        let waiting = self.storing.deferred.len();
         let Storing {
             batch, deferred, ..
         } = &mut self.storing;
@@ -928,7 +968,20 @@ impl Shard {
             let memory = &self.exchange.admission.queue_memory;
             self.queued.add(change, memory);
         }
+        for place in waiting..self.storing.deferred.len() {
+            if let Some((id, bytes)) = self.storing.deferred[place].answer() {
+                self.count_answer(id, bytes);
+            }
+        }
         Some(answer)
+    }
+
+    /// An answer waits for the store that holds so many bytes.
+    pub(super) fn count_answer(&mut self, id: ConnectionId, bytes: usize) {
+        self.answers.add(bytes);
+        if let Some(tenant) = self.tenants.get(id) {
+            tenant.deferred += bytes;
+        }
     }
 
     /// As [`with_session`](Shard::with_session), for the session of a connection that is served.

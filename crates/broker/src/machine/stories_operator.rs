@@ -1,11 +1,10 @@
 //! Stories about what an operator sees and does, with the store and the mail in the test's hand.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
 
-use journal::{Batch, Condition, Position};
 use mqtt::{
     Connect, Packet, PubComp, PubRec, Publish, QoS, ReasonCode, Subscribe, SubscribeProperties,
     Subscription, TopicFilter, Unsubscribe, UnsubscribeProperties, Version,
@@ -15,52 +14,14 @@ use super::inspecting::{Inquiry, Listing, Part, Reply, STRETCH, SUMMARISED};
 use super::mailbox::Mail;
 use super::slots::ConnectionId;
 use super::store::Store;
-use super::world::{World, packet_id, qos0, qos1};
+use super::world::{World, lasting, packet_id, qos0, qos1, slow_world};
 use crate::clients::{ClientQuery, Purged};
 use crate::limits::Limits;
 
 const V3: Version = Version::V311;
 const V5: Version = Version::V5;
 
-/// A store that is as slow as the test wants.
-#[derive(Default)]
-struct Slow {
-    submitted: AtomicU64,
-    durable: AtomicU64,
-}
-
-impl Store for Slow {
-    fn submit(&self, _: Batch) -> Position {
-        Position::new(self.submitted.fetch_add(1, Ordering::Relaxed) + 1)
-    }
-
-    fn durable(&self) -> Position {
-        Position::new(self.durable.load(Ordering::Relaxed))
-    }
-
-    fn condition(&self) -> Condition {
-        Condition::Ready
-    }
-}
-
-fn slow_world() -> (World, Arc<Slow>) {
-    let store = Arc::new(Slow::default());
-    (
-        World::over(Limits::default(), Arc::clone(&store) as _),
-        store,
-    )
-}
-
 impl World {
-    /// The store has all there is.
-    fn stored(&mut self, store: &Slow) {
-        let all = store.submitted.load(Ordering::Relaxed);
-        store.durable.store(all, Ordering::Relaxed);
-        self.exchange
-            .post_to_all(|| Mail::Stored(Position::new(all)));
-        self.deliver_mail();
-    }
-
     /// What was told of a client.
     fn told(&self, client: &str) -> Vec<String> {
         let told = self.outside.told.lock().unwrap();
@@ -91,16 +52,9 @@ fn reply<T: Send + 'static>() -> (Reply<T>, Answer<T>) {
     (reply, answer)
 }
 
-fn lasting(name: &str) -> Connect {
-    let mut connect = Connect::new(V5, name);
-    connect.clean_start = false;
-    connect.properties.session_expiry_interval = Some(3600);
-    connect
-}
-
 #[test]
 fn what_must_be_stored_first_is_told_when_it_is() {
-    let (mut world, store) = slow_world();
+    let (mut world, store) = slow_world(Limits::default());
     let car = world.connect(0, lasting("car"));
     assert_eq!(world.told("car"), [""; 0], "CONNACK waits");
     world.stored(&store);
@@ -124,7 +78,7 @@ fn what_must_be_stored_first_is_told_when_it_is() {
 
 #[test]
 fn nothing_is_told_of_a_connection_after_its_end() {
-    let (mut world, store) = slow_world();
+    let (mut world, store) = slow_world(Limits::default());
     let car = world.connect(0, lasting("car"));
     world.stored(&store);
     world.wish(car, "a");
@@ -136,7 +90,7 @@ fn nothing_is_told_of_a_connection_after_its_end() {
 
 #[test]
 fn a_client_that_goes_before_connack_has_failed_to_connect() {
-    let (mut world, store) = slow_world();
+    let (mut world, store) = slow_world(Limits::default());
     let car = world.connect(0, lasting("car"));
     let next = world.connect(1, lasting("car"));
     assert_eq!(
@@ -182,7 +136,7 @@ fn time_and_slowness_are_causes_of_their_own() {
 
 #[test]
 fn a_purge_is_answered_when_the_store_has_it() {
-    let (mut world, store) = slow_world();
+    let (mut world, store) = slow_world(Limits::default());
     let car = world.connect(0, lasting("car"));
     world.stored(&store);
     world.wish(car, "a");
@@ -324,7 +278,7 @@ fn a_message_at_qos_0_counts_for_both_ends() {
 
 #[test]
 fn a_topic_that_is_clear_already_is_cleared_once_the_store_knows() {
-    let (world, store) = slow_world();
+    let (world, store) = slow_world(Limits::default());
     let publish = |payload: &str| {
         let message = Publish {
             retain: true,
@@ -344,7 +298,7 @@ fn a_topic_that_is_clear_already_is_cleared_once_the_store_knows() {
 
 #[test]
 fn figures_of_this_run_are_sent_without_the_store() {
-    let (mut world, store) = slow_world();
+    let (mut world, store) = slow_world(Limits::default());
     let car = world.connect(0, lasting("car"));
     world.stored(&store);
     world.look(car);

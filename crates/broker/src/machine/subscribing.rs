@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use journal::RecordId;
 use mqtt::{
-    QoS, ReasonCode, RetainHandling, SubAck, SubAckProperties, Subscribe, UnsubAck,
+    QoS, ReasonCode, RetainHandling, SubAck, SubAckProperties, Subscribe, Subscription, UnsubAck,
     UnsubAckProperties, Unsubscribe, Utf8,
 };
 
 use super::connection::ProblemInformation;
+use super::deferred::{self, Deferred, Subscribed, Unsubscribed};
 use super::delivery::{Access, Delivery};
 use super::exchange::{Exchange, Share};
 use super::format::{Owner, RetainedOwed, SubscriptionRecord};
@@ -18,7 +19,7 @@ use super::mailbox::Post;
 use super::message::Message;
 use super::planted::planted;
 use super::retained::{Progress, Walk};
-use super::session::{Deferred, Held};
+use super::session::Held;
 use super::shard::Shard;
 use super::share::{Membership, Presence};
 use super::slots::{ConnectionId, SessionId};
@@ -56,6 +57,16 @@ pub(crate) enum Round {
     Again,
 }
 
+/// The filters that were granted.
+fn granted_of<'a>(
+    asked: &'a [Subscription],
+    reasons: &'a [ReasonCode],
+) -> impl Iterator<Item = &'a str> {
+    let granted = asked.iter().zip(reasons);
+    let granted = granted.filter(|(_, reason)| !reason.is_error());
+    granted.map(|(asked, _)| asked.filter.as_str())
+}
+
 /// A filter without `$share/name/`.
 pub(super) fn matching(filter: &str) -> &str {
     match filter.strip_prefix("$share/") {
@@ -86,6 +97,13 @@ impl Shard {
             .subscription_id
             .map_or(0, |id| id.get());
         let mut reasons = Vec::with_capacity(subscribe.subscriptions.len());
+        // What became of it may have to wait for the store, which takes memory.
+        let texts = subscribe.subscriptions.iter();
+        let text = texts.map(|asked| asked.filter.as_str().len()).sum();
+        let asked = subscribe.subscriptions.len();
+        let waiting = deferred::of_filters(asked, asked, text);
+        let account = &exchange.admission.session_memory;
+        let no_memory = session.is_stored() && account.fits(tenant.deferred, waiting) == Fits::No;
         let any_retained = exchange.retained().topics.len() > 0;
         let mut joined = Vec::new();
         let mut granted = 0;
@@ -96,9 +114,10 @@ impl Shard {
             let is_new = known.is_none();
             let reason = if exchange.is_filter_too_deep(asked.filter.filter()) {
                 ReasonCode::TopicFilterInvalid
-            } else if is_new
-                && (session.subscriptions.len() >= limits.max_subscriptions
-                    || session.has_room_for(filter) == Fits::No)
+            } else if no_memory
+                || is_new
+                    && (session.subscriptions.len() >= limits.max_subscriptions
+                        || session.has_room_for(filter) == Fits::No)
             {
                 ReasonCode::QuotaExceeded
             } else if exchange
@@ -207,8 +226,17 @@ impl Shard {
                 ..SubAckProperties::default()
             },
         };
-        let answer = Deferred::Subscribed(id, subscribe.subscriptions, answer);
-        self.once_stored(session_record != TRANSIENT, answer);
+        if session_record == TRANSIENT {
+            let granted = granted_of(&subscribe.subscriptions, &answer.reasons);
+            self.announce_subscribed(id, granted);
+            self.send(id, &answer.into());
+            self.begin_walks(id);
+        } else {
+            let granted = granted_of(&subscribe.subscriptions, &answer.reasons);
+            let granted = granted.map(Box::from).collect();
+            let subscribed = Box::new(Subscribed { granted, answer });
+            self.once_stored(true, Deferred::Subscribed(id, subscribed));
+        }
         for share in joined {
             self.hand_out(&share);
         }
@@ -233,8 +261,18 @@ impl Shard {
             reasons,
             properties: UnsubAckProperties::default(),
         };
-        let answer = Deferred::Unsubscribed(id, unsubscribe.filters, answer);
-        self.once_stored(stored, answer);
+        let ended = unsubscribe.filters.iter().zip(&answer.reasons);
+        let ended = ended.filter(|(_, reason)| **reason == ReasonCode::Success);
+        let ended = ended.map(|(filter, _)| filter.as_str());
+        if stored {
+            // There is memory for it: what has ended held more.
+            let ended = ended.map(Box::from).collect();
+            let unsubscribed = Box::new(Unsubscribed { ended, answer });
+            self.once_stored(true, Deferred::Unsubscribed(id, unsubscribed));
+        } else {
+            self.announce_unsubscribed(id, ended);
+            self.send(id, &answer.into());
+        }
     }
 
     /// Says something to the client of a stored session once the store has everything up to now, also
@@ -242,14 +280,12 @@ impl Shard {
     /// ago. To that of a transient one, now.
     pub(super) fn once_stored(&mut self, stored: bool, deferred: Deferred) {
         if stored {
-            if let Some((id, weight)) = deferred.answer()
-                && let Some(tenant) = self.tenants.get(id)
-            {
-                tenant.deferred += weight;
+            if let Some((id, bytes)) = deferred.answer() {
+                self.count_answer(id, bytes);
             }
             self.storing.deferred.push(deferred);
         } else {
-            self.carry_on(deferred);
+            self.say(deferred);
         }
     }
 

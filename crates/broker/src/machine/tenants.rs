@@ -66,8 +66,8 @@ pub(crate) struct Tenant {
     /// There is something new since the task last looked, and it was not told: it is awake.
     pub(crate) news: News,
     pub(crate) pressure: Pressure,
-    /// What waits for the store of its answers.
-    pub(crate) deferred: u16,
+    /// Bytes of its answers that wait for the store.
+    pub(crate) deferred: usize,
     /// A refused publish is logged once per connection, not once per message.
     pub(crate) denials: Denials,
     pub(crate) farewell: Farewell,

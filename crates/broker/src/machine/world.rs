@@ -3,10 +3,12 @@
 //! A client is a connection and a decoder for what it is sent.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
 
 use bytes::BytesMut;
+use journal::{Batch, Condition, Position};
 use mqtt::{
     ConnAck, Connect, Decoder, Packet, PacketId, Publish, QoS, ReasonCode, SubAck, Subscribe,
     SubscribeProperties, Subscription, TopicFilter, Version, Will, WillProperties,
@@ -15,6 +17,7 @@ use mqtt::{
 use super::Moment;
 use super::connection::Appetite;
 use super::exchange::Exchange;
+use super::mailbox::Mail;
 use super::outbox::More;
 use super::shard::Shard;
 use super::slots::ConnectionId;
@@ -116,6 +119,36 @@ impl EnhancedAuthentication for Endless {
     fn step(&mut self, _: &[u8]) -> AuthStep {
         AuthStep::Continue(mqtt::Bytes::new())
     }
+}
+
+/// A store that is as slow as the test wants.
+#[derive(Default)]
+pub(crate) struct Slow {
+    pub(crate) submitted: AtomicU64,
+    durable: AtomicU64,
+    stalled: AtomicBool,
+}
+
+impl Store for Slow {
+    fn submit(&self, _: Batch) -> Position {
+        Position::new(self.submitted.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    fn durable(&self) -> Position {
+        Position::new(self.durable.load(Ordering::Relaxed))
+    }
+
+    fn condition(&self) -> Condition {
+        match self.stalled.load(Ordering::Relaxed) {
+            true => Condition::Stalled,
+            false => Condition::Ready,
+        }
+    }
+}
+
+pub(crate) fn slow_world(limits: Limits) -> (World, Arc<Slow>) {
+    let store = Arc::new(Slow::default());
+    (World::over(limits, Arc::clone(&store) as _), store)
 }
 
 pub(crate) struct World {
@@ -345,6 +378,23 @@ impl World {
         self.deliver_mail();
     }
 
+    /// The store has all there is.
+    pub(crate) fn stored(&mut self, store: &Slow) {
+        let all = store.submitted.load(Ordering::Relaxed);
+        store.durable.store(all, Ordering::Relaxed);
+        store.stalled.store(false, Ordering::Relaxed);
+        self.exchange
+            .post_to_all(|| Mail::Stored(Position::new(all)));
+        self.deliver_mail();
+    }
+
+    /// The store writes nothing any more, and says so.
+    pub(crate) fn stall(&mut self, store: &Slow) {
+        store.stalled.store(true, Ordering::Relaxed);
+        self.exchange.post_to_all(|| Mail::Stalled);
+        self.deliver_mail();
+    }
+
     /// What the client was told before it was closed, as the last packet's reason.
     pub(crate) fn closed_with(&mut self, id: ConnectionId) -> Option<ReasonCode> {
         let seen = self.look(id);
@@ -355,6 +405,14 @@ impl World {
             _ => None,
         }
     }
+}
+
+/// CONNECT of a client whose session is stored.
+pub(crate) fn lasting(name: &str) -> Connect {
+    let mut connect = Connect::new(Version::V5, name);
+    connect.clean_start = false;
+    connect.properties.session_expiry_interval = Some(3600);
+    connect
 }
 
 /// SUBSCRIBE to one filter at QoS 0.
