@@ -49,6 +49,8 @@ pub enum Access {
 pub struct Outside {
     untold: Mutex<Vec<Acknowledge>>,
     arrived: Condvar,
+    /// Held by a test, the worker of a client called `hangs` stands still.
+    pub hanging: Mutex<()>,
     pub barred: Mutex<Vec<String>>,
     /// Leaf certificate of the last client, if it had one.
     pub last_certificate: Mutex<Option<Vec<u8>>>,
@@ -70,6 +72,9 @@ impl Hooks for Outside {
             attempt.username.map(str::to_owned),
             attempt.password.map(<[u8]>::to_vec),
         );
+        if attempt.client_id == "hangs" {
+            drop(self.hanging.lock().unwrap());
+        }
         let principal = attempt.username.unwrap_or(attempt.client_id);
         if self.barred.lock().unwrap().iter().any(|b| b == principal) {
             return Err(Refusal::new(ReasonCode::NotAuthorized, "barred"));
