@@ -65,6 +65,16 @@ impl Decoder {
         }
     }
 
+    /// In the middle of a connection, for what a client of `version` receives.
+    pub(crate) fn within(version: Version) -> Self {
+        Self {
+            sender: Sender::Server,
+            phase: Phase::Connected(version),
+            max_packet_size: u32::MAX,
+            failed: None,
+        }
+    }
+
     /// Changes the limit, for example once it is known who connected.
     pub fn set_max_packet_size(&mut self, bytes: u32) {
         self.max_packet_size = bytes;

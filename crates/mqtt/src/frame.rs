@@ -6,8 +6,8 @@
 //! bytes at a known place. So a message is encoded once per layout, and each receiver copies the frame
 //! and patches two bytes.
 //!
-//! The payload stays a shared slice of its own: not copied per layout, and a transport that can write
-//! vectored need not copy it at all.
+//! A small payload stands behind the head in one piece of memory, because a second one would cost more than
+//! copying it. A larger one stays a shared slice of its own: not copied per layout.
 //!
 //! A topic alias belongs to one connection, so it is no part of a layout either: it is put in while
 //! the frame is copied ([`PublishFrame::write_aliased`]).
@@ -17,9 +17,10 @@ use std::num::NonZeroU16;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{
+    decode::Decoder,
     encode::{check_remaining_length, put_fixed_header},
-    error::EncodeError,
-    packet::{Flags, PacketType, Publish, PublishProperties, publish_head_size},
+    error::{DecodeError, EncodeError},
+    packet::{Flags, Packet, PacketType, Publish, PublishProperties, publish_head_size},
     packet_id::PacketId,
     property::{Property, SubscriptionId, put_binary, with_length},
     qos::QoS,
@@ -87,9 +88,13 @@ pub struct Written {
 /// An encoded PUBLISH without packet identifier. Cloning shares the bytes.
 #[derive(Debug, Clone)]
 pub struct PublishFrame {
-    /// Everything before the payload, with a packet identifier of 0 if there is one.
-    head: Bytes,
-    payload: Bytes,
+    /// Everything before the payload, with a packet identifier of 0 if there is one; and the payload, if
+    /// it is small.
+    bytes: Bytes,
+    /// What follows it.
+    large_payload: Bytes,
+    /// Bytes before the payload.
+    head_len: u32,
     /// Where in `head` the packet identifier is; 0 for QoS 0, which has none.
     packet_id_at: u32,
     /// Where in `head` the text of the topic begins.
@@ -101,6 +106,10 @@ pub struct PublishFrame {
 }
 
 impl PublishFrame {
+    /// Payloads of up to so many bytes are copied into the frame; of larger ones it holds a share, and with
+    /// it whatever memory that is a slice of.
+    pub const COPIED: usize = 4 * 1024;
+
     /// Encodes `publish` in `layout`. Its own QoS, flags, packet identifier, subscription identifiers and
     /// expiry do not count, nor does its topic alias, which belongs to the connection it came on
     /// `[MQTT-3.3.2-7]`.
@@ -119,7 +128,13 @@ impl PublishFrame {
         };
         let head = publish_head_size(&publish.topic, layout.qos, &properties, layout.version)?;
         let remaining = check_remaining_length(PacketType::Publish, head + publish.payload.len())?;
-        let mut out = BytesMut::with_capacity(1 + varint::len(remaining) + head);
+        let (copied, large_payload) = match publish.payload.len() <= Self::COPIED {
+            true => (&publish.payload[..], Bytes::new()),
+            false => (&[][..], publish.payload.clone()),
+        };
+        let head_len = 1 + varint::len(remaining) + head;
+        // Exactly, so that it is one piece of memory when it is frozen.
+        let mut out = BytesMut::with_capacity(head_len + copied.len());
         let flags = Flags {
             dup: false,
             qos: layout.qos,
@@ -141,9 +156,12 @@ impl PublishFrame {
                 expiry_at = (out.len() - properties.size_from_message_expiry()?) as u32;
             }
         }
+        debug_assert_eq!(out.len(), head_len);
+        out.extend_from_slice(copied);
         Ok(Self {
-            head: out.freeze(),
-            payload: publish.payload.clone(),
+            bytes: out.freeze(),
+            large_payload,
+            head_len: head_len as u32, // at most 268,435,455 + 5
             packet_id_at,
             topic_at,
             properties_at,
@@ -154,9 +172,38 @@ impl PublishFrame {
     /// The topic it was published to.
     pub fn topic(&self) -> &str {
         let at = self.topic_at as usize;
-        let length = usize::from(u16::from_be_bytes([self.head[at - 2], self.head[at - 1]]));
+        let length = usize::from(u16::from_be_bytes([self.bytes[at - 2], self.bytes[at - 1]]));
         // Written from a text.
-        std::str::from_utf8(&self.head[at..at + length]).unwrap_or_default()
+        std::str::from_utf8(&self.bytes[at..at + length]).unwrap_or_default()
+    }
+
+    /// The message as a receiver would read it, without packet identifier. Its texts and payload are slices of
+    /// one piece of memory of its own.
+    ///
+    /// # Errors
+    /// None that a frame made by [`new`](Self::new) leads to.
+    pub fn publish(&self) -> Result<Publish, DecodeError> {
+        // There is a length of the properties exactly in MQTT 5.
+        let version = match self.properties_at {
+            0 => Version::V311,
+            _ => Version::V5,
+        };
+        let mut packet = BytesMut::with_capacity(self.len());
+        packet.extend_from_slice(&self.bytes);
+        packet.extend_from_slice(&self.large_payload);
+        if let Some(at) = self.packet_id_offset() {
+            packet[at..at + 2].copy_from_slice(&PacketId::FIRST.get().to_be_bytes());
+        }
+        match Decoder::within(version).decode(&mut packet)? {
+            Some(Packet::Publish(publish)) => Ok(Publish {
+                packet_id: None,
+                ..*publish
+            }),
+            _ => {
+                debug_assert!(false, "a frame is a whole PUBLISH");
+                Ok(Publish::default())
+            }
+        }
     }
 
     /// Where in [`head`](Self::head) the two bytes of the packet identifier are; `None` for QoS 0.
@@ -173,19 +220,22 @@ impl PublishFrame {
 
     /// Everything before the payload. With QoS 1 and 2 the packet identifier in it is 0 and must be
     /// patched.
-    pub fn head(&self) -> &Bytes {
-        &self.head
+    pub fn head(&self) -> &[u8] {
+        &self.bytes[..self.head_len as usize]
     }
 
     /// The payload.
-    pub fn payload(&self) -> &Bytes {
-        &self.payload
+    pub fn payload(&self) -> &[u8] {
+        match self.large_payload.is_empty() {
+            true => &self.bytes[self.head_len as usize..],
+            false => &self.large_payload,
+        }
     }
 
     /// Bytes of the whole packet, to be held against the receiver's maximum packet size.
     #[allow(clippy::len_without_is_empty)] // a packet is never empty
     pub fn len(&self) -> usize {
-        self.head.len() + self.payload.len()
+        self.bytes.len() + self.large_payload.len()
     }
 
     /// Appends the packet for one receiver.
@@ -199,36 +249,20 @@ impl PublishFrame {
         attempt: Attempt,
         out: &mut BytesMut,
     ) -> Result<(), EncodeError> {
-        out.reserve(self.len());
-        self.write_head(packet_id, attempt, out)?;
-        out.put_slice(&self.payload);
-        Ok(())
-    }
-
-    /// Appends everything before the payload, for a transport that sends [`payload`](Self::payload)
-    /// without copying it.
-    ///
-    /// # Errors
-    /// As [`write`](Self::write).
-    pub fn write_head(
-        &self,
-        packet_id: Option<PacketId>,
-        attempt: Attempt,
-        out: &mut BytesMut,
-    ) -> Result<(), EncodeError> {
-        let start = out.len();
-        match (self.packet_id_offset(), packet_id) {
-            (None, None) => out.put_slice(&self.head),
-            (Some(at), Some(id)) => {
-                out.put_slice(&self.head);
-                let at = start + at;
-                out[at..at + 2].copy_from_slice(&id.get().to_be_bytes());
-                if attempt == Attempt::Again {
-                    out[start] |= Flags::DUP;
-                }
-            }
-            _ => return Err(EncodeError::PacketId),
+        if packet_id.is_some() != (self.packet_id_at > 0) {
+            return Err(EncodeError::PacketId);
         }
+        out.reserve(self.len());
+        let start = out.len();
+        out.extend_from_slice(&self.bytes);
+        if let Some(id) = packet_id {
+            let at = start + self.packet_id_at as usize;
+            out[at..at + 2].copy_from_slice(&id.get().to_be_bytes());
+            if attempt == Attempt::Again {
+                out[start] |= Flags::DUP;
+            }
+        }
+        out.extend_from_slice(&self.large_payload);
         Ok(())
     }
 
@@ -270,7 +304,7 @@ impl PublishFrame {
             (Some(_), Attempt::Again) => Flags::DUP,
             (None, _) | (_, Attempt::First) => 0,
         };
-        out.put_u8(self.head[0] | dup);
+        out.put_u8(self.bytes[0] | dup);
         varint::write(parts.remaining, out);
         put_binary(parts.topic, out);
         if let Some(id) = packet_id {
@@ -283,8 +317,8 @@ impl PublishFrame {
         // From the interval to the end of the head nothing has moved.
         let message_expiry_offset = self
             .message_expiry_offset()
-            .map(|at| out.len() - start - (self.head.len() - at));
-        out.put_slice(&self.payload);
+            .map(|at| out.len() - start - (self.head_len as usize - at));
+        out.put_slice(self.payload());
         Ok(Written {
             len: out.len() - start,
             message_expiry_offset,
@@ -298,7 +332,7 @@ impl PublishFrame {
             let what = "a topic alias";
             return Err(EncodeError::NotInV311 { packet, what });
         }
-        let (front, properties) = self.head.split_at(self.properties_at as usize);
+        let (front, properties) = self.head().split_at(self.properties_at as usize);
         let topic_end = self
             .packet_id_offset()
             .unwrap_or(front.len() - (with_length(properties.len()) - properties.len()));
@@ -308,7 +342,7 @@ impl PublishFrame {
         };
         let packet_id = if self.packet_id_at > 0 { 2 } else { 0 };
         let block = with_length(ALIAS_SIZE + properties.len());
-        let len = 2 + topic.len() + packet_id + block + self.payload.len();
+        let len = 2 + topic.len() + packet_id + block + self.payload().len();
         Ok(Aliased {
             remaining: check_remaining_length(packet, len)?,
             topic,

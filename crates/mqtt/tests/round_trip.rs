@@ -147,10 +147,18 @@ proptest! {
             },
             ..publish.clone()
         };
-        encode(&delivery.into(), version, &mut expected).expect("can be said");
+        encode(&delivery.clone().into(), version, &mut expected).expect("can be said");
         prop_assert_eq!(&framed, &expected);
         prop_assert_eq!(frame.len(), expected.len() - b"what came before".len());
         prop_assert_eq!(frame.packet_id_offset().is_some(), packet_id.is_some());
+
+        // And back, but for what belongs to the connection.
+        let read = frame.publish().expect("is a PUBLISH");
+        let said = Publish { dup: false, packet_id: None, ..delivery };
+        match to_v5 {
+            true => prop_assert_eq!(read, said),
+            false => prop_assert_eq!(read, Publish { properties: PublishProperties::default(), ..said }),
+        }
 
         // One second less, by patching and by encoding.
         let at = frame.message_expiry_offset();

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use journal::{Batch, RecordId};
-use mqtt::{QoS, Version};
+use mqtt::{Publish, QoS, Version};
 
 use super::Moment;
 use super::exchange::Share;
 use super::format::{DeliveryRecord, Owner, Stage};
 use super::frame::{Frame, Layout, SubscriptionIds};
 use super::gauge::Gauge;
-use super::message::{Claim, Message, Priority};
+use super::message::{Claim, Message, Priority, Trash};
 use super::subscriber::TRANSIENT;
 
 /// A message for one session, and in what shape it gets it.
@@ -19,13 +19,15 @@ pub(crate) struct Delivery {
     /// [`TRANSIENT`] if it is not stored.
     pub(crate) record: RecordId,
     /// Encoded for the connection there is. At least one of this and `message` is there, until the
-    /// client has the message.
+    /// client has the message. While it is on its way to a member of a share, one of them stays until it is
+    /// acknowledged, for another member.
     pub(crate) frame: Option<Frame>,
     /// Kept for later, too: for a session that outlives its connection.
     pub(crate) message: Option<Arc<Message>>,
     /// Of one that is kept, also when its message is not needed any more.
     pub(crate) claim: Option<Claim>,
     pub(crate) qos: QoS,
+    pub(crate) published: Published,
     pub(crate) retain: bool,
     pub(crate) ids: SubscriptionIds,
     /// The shared subscription it came by.
@@ -36,6 +38,22 @@ pub(crate) struct Delivery {
     pub(crate) counted: Counted,
     /// What the store has of it.
     pub(crate) recorded: Recorded,
+}
+
+/// What a frame does not say of how its message was published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Published {
+    pub(crate) qos: QoS,
+    pub(crate) retain: bool,
+}
+
+impl Published {
+    pub(crate) fn as_in(publish: &Publish) -> Published {
+        Published {
+            qos: publish.qos,
+            retain: publish.retain,
+        }
+    }
 }
 
 /// How a delivery stands in the gauge of its session.
@@ -76,6 +94,10 @@ impl Delivery {
             message: None,
             claim: None,
             qos: QoS::AtMostOnce,
+            published: Published {
+                qos: QoS::AtMostOnce,
+                retain: false,
+            },
             retain: false,
             ids: SubscriptionIds::None,
             share: None,
@@ -117,10 +139,11 @@ impl Delivery {
         self.record != TRANSIENT
     }
 
-    pub(crate) fn topic(&self) -> Option<String> {
+    /// Looks at its topic, while it has a message.
+    pub(crate) fn with_topic<R>(&self, look: impl FnOnce(&str) -> R) -> Option<R> {
         match (&self.frame, &self.message) {
-            (Some(frame), _) => Some(frame.topic().to_owned()),
-            (None, Some(message)) => Some(message.publish().topic.to_string()),
+            (Some(frame), _) => Some(look(frame.topic())),
+            (None, Some(message)) => Some(look(&message.publish().topic)),
             (None, None) => None,
         }
     }
@@ -151,8 +174,51 @@ impl Delivery {
         }
     }
 
+    /// Whether it can go to another member of its share.
+    pub(crate) fn can_go_to_another(&self) -> bool {
+        self.share.is_some() && (self.message.is_some() || self.has_telling_frame())
+    }
+
+    /// Whether it has a frame to make its message of. At QoS 0 it is its session's, and nobody else's.
+    fn has_telling_frame(&self) -> bool {
+        self.frame.is_some() && self.qos > QoS::AtMostOnce
+    }
+
+    /// Its frame is of no use to its session any more. It stays while it is all there is for another member of
+    /// its share.
+    pub(crate) fn let_go_of_frame(&mut self) {
+        if self.message.is_some() || self.share.is_none() {
+            self.frame = None;
+        }
+    }
+
+    /// Its message, for a receiver of another kind than its frame was made for: out of the frame, if that is
+    /// all there is.
+    pub(crate) fn message(&mut self, trash: &Arc<Trash>) -> Option<Arc<Message>> {
+        if self.message.is_none()
+            && self.has_telling_frame()
+            && let Some(frame) = &self.frame
+        {
+            let mut publish = frame.publish()?;
+            publish.qos = self.published.qos;
+            publish.retain = self.published.retain;
+            let message = Message::new(TRANSIENT, &publish, frame.since(), trash).ok()?;
+            self.claim = Some(message.claim());
+            self.message = Some(message);
+        }
+        self.message.clone()
+    }
+
     /// Its frame for a client of `version`; `None` if it cannot be encoded.
-    pub(crate) fn frame_for(&mut self, version: Version) -> Option<Frame> {
+    pub(crate) fn frame_for(&mut self, version: Version, trash: &Arc<Trash>) -> Option<Frame> {
+        if self
+            .frame
+            .as_ref()
+            .is_some_and(|it| it.version() != version)
+        {
+            self.message(trash)?;
+            self.frame = None;
+        }
         if self.frame.is_none() {
             let message = self.message.as_ref()?;
             let layout = Layout {

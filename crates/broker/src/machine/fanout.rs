@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use journal::Batch;
-use mqtt::{Publish, QoS};
+use mqtt::{Publish, PublishFrame, PublishProperties, QoS, Version};
 
 use super::Moment;
-use super::delivery::{Access, Counted, Delivery, Recorded};
+use super::delivery::{Access, Counted, Delivery, Published, Recorded};
 use super::exchange::{Exchange, Parked, Share, ShareGroup};
 use super::filter_index::Matches;
 use super::format::Owner;
@@ -123,8 +123,10 @@ impl Fanout {
         if self.matches.is_empty() && self.shares.is_empty() {
             return Routed::default();
         }
-        // The payload is a slice of the publisher's read buffer; frames may wait for long.
-        publish.payload = Bytes::copy_from_slice(&publish.payload);
+        if publish.payload.len() > PublishFrame::COPIED {
+            // A slice of the publisher's read buffer; frames may wait for long.
+            publish.payload = Bytes::copy_from_slice(&publish.payload);
+        }
         let mut routing = Routing {
             exchange,
             publish,
@@ -240,23 +242,30 @@ impl Routing<'_> {
             post.delivery.share = Some(Arc::clone(share));
             return Some(post);
         }
-        let message = match can_wait {
-            true => self.kept(),
-            // For another member, should this one go.
-            false => self.unstored(),
+        // For another member, should this one go. A frame that says all of it is enough for that.
+        let message = match (can_wait, &frame) {
+            (true, _) => Some(self.kept()),
+            (false, Some(_)) if self.is_said_by(&layout) => None,
+            (false, _) => Some(self.unstored()),
         };
-        let Some(message) = message else {
-            self.refuse_store_full();
-            return None;
+        let (message, size) = match (message, &frame) {
+            (None, Some(frame)) => (None, frame.len()),
+            (Some(Some(message)), _) => {
+                let size = message.len();
+                (Some(message), size)
+            }
+            (None | Some(None), _) => {
+                self.refuse_store_full();
+                return None;
+            }
         };
         let gauge = exchange.gauge(member.to);
-        let size = message.len();
         gauge.add(size);
         let owner = match member.session {
             TRANSIENT => Owner::Share,
             session => Owner::Session(session),
         };
-        let mut post = self.post(member.to, owner, layout, frame, Some(message));
+        let mut post = self.post(member.to, owner, layout, frame, message);
         if can_wait {
             post.delivery.record = exchange.next_record();
         }
@@ -361,6 +370,7 @@ impl Routing<'_> {
                 claim: message.as_ref().map(|message| message.claim()),
                 message,
                 qos: layout.qos,
+                published: Published::as_in(self.publish),
                 retain: layout.retain,
                 ids: layout.ids,
                 share: None,
@@ -387,6 +397,11 @@ impl Routing<'_> {
                 None
             }
         }
+    }
+
+    /// Whether a frame in this layout has everything that another receiver might need.
+    fn is_said_by(&self, layout: &Layout) -> bool {
+        layout.version == Version::V5 || self.publish.properties == PublishProperties::default()
     }
 
     /// The message, kept in the store; `None` if there is no room for it.

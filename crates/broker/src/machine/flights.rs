@@ -26,6 +26,8 @@ struct UnderWay {
     flights: VecDeque<Flight>,
     /// How many of `flights` were sent on this connection.
     on_wire: usize,
+    /// Bytes of frames that are kept for other receivers.
+    frames: usize,
     identifiers: Identifiers,
 }
 
@@ -48,6 +50,11 @@ pub(crate) enum Phase {
 impl Flights {
     pub(crate) fn len(&self) -> usize {
         self.0.as_ref().map_or(0, |all| all.flights.len())
+    }
+
+    /// Bytes of frames that are kept for other receivers, should this one go.
+    pub(crate) fn frames(&self) -> usize {
+        self.0.as_ref().map_or(0, |all| all.frames)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Flight> {
@@ -76,6 +83,7 @@ impl Flights {
     pub(crate) fn depart(&mut self, packet_id: PacketId, delivery: Delivery) {
         debug_assert!(self.is_caught_up(), "nothing new before what is owed");
         let all = self.under_way();
+        all.frames += frame_of(&delivery);
         all.flights.push_back(Flight {
             packet_id,
             phase: Phase::Sent,
@@ -142,12 +150,25 @@ impl Flights {
         all.flights.get_mut(place)
     }
 
+    /// PUBREC came: the message is the client's, and nobody else's.
+    pub(crate) fn release(&mut self, packet_id: PacketId) -> Option<&mut Flight> {
+        let all = self.0.as_mut()?;
+        let place = all.place(packet_id)?;
+        let flight = all.flights.get_mut(place)?;
+        all.frames -= frame_of(&flight.delivery);
+        flight.phase = Phase::Released;
+        flight.delivery.message = None;
+        flight.delivery.frame = None;
+        Some(flight)
+    }
+
     /// Ends an exchange.
     pub(crate) fn land(&mut self, packet_id: PacketId) -> Option<Flight> {
         let all = self.0.as_mut()?;
         let place = all.place(packet_id)?;
         let flight = all.flights.remove(place)?;
         all.on_wire -= usize::from(place < all.on_wire);
+        all.frames -= frame_of(&flight.delivery);
         all.identifiers.free(packet_id);
         if all.flights.is_empty() && all.flights.capacity() > KEPT {
             all.flights = VecDeque::new();
@@ -170,6 +191,17 @@ impl Flights {
         self.0.get_or_insert_default()
     }
 }
+
+/// Bytes of the frame that a delivery keeps.
+fn frame_of(delivery: &Delivery) -> usize {
+    delivery
+        .frame
+        .as_ref()
+        .map_or(0, |frame| frame.len() + FRAME)
+}
+
+/// Bytes of a frame beside the packet.
+const FRAME: usize = 128;
 
 impl UnderWay {
     /// Where an identifier is: nearly always at the front.

@@ -128,6 +128,26 @@ impl Frame {
         self.0.version
     }
 
+    /// Tick at which the message came in.
+    pub(crate) fn since(&self) -> i64 {
+        self.0.since
+    }
+
+    /// The message, as far as the frame says it: QoS and RETAIN are those of the delivery.
+    pub(crate) fn publish(&self) -> Option<Publish> {
+        match self.0.frame.publish() {
+            Ok(mut publish) => {
+                // Of the subscription it was encoded for.
+                publish.properties.subscription_ids.clear();
+                Some(publish)
+            }
+            Err(error) => {
+                tracing::error!(event = "frame.unreadable", %error);
+                None
+            }
+        }
+    }
+
     pub(crate) fn qos(&self) -> QoS {
         self.0.qos
     }
@@ -176,7 +196,7 @@ impl Frame {
 
 #[cfg(test)]
 mod tests {
-    use mqtt::Decoder;
+    use mqtt::{Decoder, Packet};
 
     use super::*;
 
@@ -192,7 +212,7 @@ mod tests {
         let mut decoder = Decoder::for_client(Version::V5, u32::MAX);
         decoder.decode(&mut buf).expect("CONNACK");
         match decoder.decode(&mut buf).expect("decodes") {
-            Some(mqtt::Packet::Publish(publish)) => *publish,
+            Some(Packet::Publish(publish)) => *publish,
             other => panic!("not a PUBLISH: {other:?}"),
         }
     }

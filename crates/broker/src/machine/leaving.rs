@@ -268,7 +268,7 @@ impl Shard {
         for (delivery, was_sent) in session.take_all() {
             // What was sent at QoS 2 nobody else may get [MQTT-4.8.2-5].
             let bound = was_sent && delivery.qos == QoS::ExactlyOnce;
-            if delivery.share.is_some() && delivery.message.is_some() && !bound {
+            if delivery.can_go_to_another() && !bound {
                 shared.push(delivery);
             } else {
                 dropped += 1;
@@ -421,10 +421,8 @@ impl Shard {
     pub(super) fn pass_on(&mut self, not: SessionId, deliveries: Vec<Delivery>) {
         for mut delivery in deliveries {
             delivery.count_out(self.exchange.gauge(not));
-            let share = delivery
-                .share
-                .clone()
-                .filter(|_| delivery.message.is_some());
+            let message = delivery.message(&self.exchange.trash);
+            let share = delivery.share.clone().filter(|_| message.is_some());
             let Some(share) = share else {
                 self.drop_orphan(delivery);
                 continue;
@@ -470,7 +468,7 @@ impl Shard {
 
     /// Gives a delivery of a shared subscription to one member.
     fn give(&mut self, mut delivery: Delivery, member: super::subscriber::Subscriber) {
-        let Some(message) = delivery.message.clone() else {
+        let Some(message) = delivery.message(&self.exchange.trash) else {
             return self.drop_orphan(delivery);
         };
         delivery.frame = None;

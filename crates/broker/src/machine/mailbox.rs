@@ -61,6 +61,8 @@ pub(crate) enum Mail {
     Ban(Search),
     /// What a session that is gone has in the index.
     Departed(Departed),
+    /// From the shard to itself: it has messages for others, and its ready tasks have had their turn.
+    HandOver,
     /// Close all connections once their owed answers are out.
     Drain,
     /// Close all connections now.

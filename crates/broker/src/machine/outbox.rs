@@ -37,6 +37,9 @@ const READY: usize = 2 * size_of::<Ready>() + 192;
 /// Queues of this capacity are kept when empty; larger ones are given back.
 const KEPT: usize = 16;
 
+/// Bytes for answers that are kept when they are written: a dozen PUBACKs.
+const KEPT_ANSWERS: usize = 64;
+
 /// Number of a batch of one shard; see [`Outbox`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct BatchNumber(pub(crate) u64);
@@ -136,7 +139,11 @@ impl Outbox {
     /// Appends the answers alone to `out`.
     pub(crate) fn write_answers(&mut self, out: &mut BytesMut) {
         out.extend_from_slice(&self.control);
-        self.control = BytesMut::new();
+        match self.control.capacity() > KEPT_ANSWERS {
+            true => self.control = BytesMut::new(),
+            // Or there would be a piece of memory taken and given back for each PUBACK.
+            false => self.control.clear(),
+        }
     }
 
     /// Sets what the client takes, from its CONNECT.
@@ -158,6 +165,11 @@ impl Outbox {
     /// Whether so many answers wait that the client must read before it is read from.
     pub(crate) fn is_clogged(&self) -> bool {
         self.control.len() >= CLOGGED
+    }
+
+    /// Whether there is nothing to be written.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.control.is_empty() && self.ready.is_empty() && self.withheld == Withheld::No
     }
 
     /// Whether a good part of the room is taken: time to let the client's task write, before more

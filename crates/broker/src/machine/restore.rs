@@ -12,7 +12,7 @@ use mqtt::{Publish, QoS, Version};
 
 use super::Moment;
 use super::age;
-use super::delivery::{Access, Counted, Delivery, Recorded};
+use super::delivery::{Access, Delivery, Recorded};
 use super::exchange::{Exchange, Kept};
 use super::format::{
     DeliveryRecord, FormatError, InboundRecord, Owner, Record, RetainedOwed, RetainedRecord,
@@ -268,7 +268,6 @@ impl Loading {
         };
         let mut delivery = Delivery {
             record,
-            frame: None,
             message,
             claim: Some(Claim::new(&self.exchange.trash)),
             qos: stored.qos,
@@ -276,8 +275,8 @@ impl Loading {
             ids: stored.ids,
             share,
             access: Access::Check,
-            counted: Counted::No,
             recorded: Recorded::Waiting,
+            ..Delivery::empty()
         };
         let owner = match stored.owner {
             Owner::Session(owner) => sessions.get(&owner).copied(),

@@ -303,11 +303,11 @@ impl Session {
         self.waiting_bytes + self.waiting.len() * WAITING
     }
 
-    /// Memory of exchanges that nothing but their number is kept of.
+    /// Memory of exchanges of which nothing is kept but their number, and a frame for others who share.
     fn flights_weight(&self) -> usize {
         match self.is_stored() {
             true => 0,
-            false => self.flights.len() * FLIGHT,
+            false => self.flights.len() * FLIGHT + self.flights.frames(),
         }
     }
 
@@ -351,7 +351,7 @@ impl Session {
     pub(crate) fn offer(
         &mut self,
         mut delivery: Delivery,
-        outbox: Option<&mut Outbox>,
+        mut outbox: Option<&mut Outbox>,
         cx: &mut Context<'_>,
     ) -> Offered {
         let limits = &cx.exchange.limits;
@@ -368,7 +368,7 @@ impl Session {
                     || bytes + delivery.len() > limits.max_queued_bytes
                     || !room.takes(weight, delivery.len(), reader))
             {
-                if delivery.share.is_some() && delivery.message.is_some() {
+                if delivery.can_go_to_another() {
                     return Offered::Overflow(Some(Box::new(delivery)));
                 }
                 delivery.done(cx.exchange.gauge(self.id), cx.batch);
@@ -377,10 +377,21 @@ impl Session {
         } else {
             cx.counters.deliveries_stored.one();
         }
+        if let Some(outbox) = outbox.as_deref_mut()
+            && self.waiting.is_empty()
+            && self.has_window()
+            && self.sends_on(outbox, cx)
+        {
+            // Nearly always: straight on, past the queue.
+            match self.launch(delivery, outbox, cx) {
+                None => return Offered::Queued,
+                Some(back) => delivery = back,
+            }
+        }
         let online = outbox.is_some();
         if !online {
             delivery.access = Access::Check;
-            delivery.frame = None;
+            delivery.let_go_of_frame();
         }
         self.push_waiting(delivery);
         if let Some(outbox) = outbox {
@@ -439,67 +450,93 @@ impl Session {
     /// Sends what the client's window allows: first what is owed from before, then what waits.
     pub(crate) fn pump(&mut self, outbox: &mut Outbox, cx: &mut Context<'_>) {
         self.take_up_again(outbox, cx);
-        let room = cx.exchange.admission.queue_memory.room();
-        while self.flights.is_caught_up() && self.flights.has_room(self.receive_maximum) {
-            if !room.sends_on(outbox.weight(), self.flights_weight()) {
+        while self.has_window() {
+            if !self.sends_on(outbox, cx) {
                 // Maybe nothing is in flight, and no acknowledgement will bring this on.
                 if !self.waiting.is_empty() {
                     outbox.withheld = Withheld::Yes;
                 }
                 return;
             }
-            let Some(mut delivery) = self.pop_waiting() else {
+            let Some(delivery) = self.pop_waiting() else {
                 return;
             };
-            if delivery.is_expired(cx.now) {
-                cx.counters.dropped_expired.one();
-                self.done(delivery, cx);
-                continue;
-            }
-            if delivery.access == Access::Check && self.refuses(&delivery, cx) {
-                cx.counters.dropped_receive_unauthorized.one();
-                self.done(delivery, cx);
-                continue;
-            }
-            let Some(frame) = self.frame(&mut delivery, outbox, cx) else {
-                self.done(delivery, cx);
-                continue;
-            };
-            let highest = cx.exchange.limits.max_inflight;
-            let Some(packet_id) = self.flights.identifier(highest) else {
+            if let Some(delivery) = self.launch(delivery, outbox, cx) {
                 self.waiting_bytes += delivery.len();
                 self.waiting.push_front(delivery);
                 return;
-            };
-            let mut gate = BatchNumber::NONE;
-            if self.is_stored() {
-                delivery.recorded = Recorded::Otherwise;
-                delivery.put(self.owner(), Stage::Sent(packet_id), cx.batch);
-                // Exactly once: should we forget that we sent it, it would be sent as another one.
-                if delivery.qos == QoS::ExactlyOnce && delivery.is_stored() {
-                    gate = cx.number;
-                }
-            } else if delivery.share.is_none() {
-                // Never sent again; the exchange needs its number only.
-                delivery.message = None;
-            } else if delivery.qos == QoS::ExactlyOnce {
-                // Its own from here on, and it ends with it [MQTT-4.8.2-5]: nobody else may get it, also
-                // not after a crash.
-                if delivery.is_stored() {
-                    cx.batch.delete(delivery.record);
-                    delivery.record = TRANSIENT;
-                    gate = cx.number;
-                }
-            } else if delivery.recorded == Recorded::No {
-                delivery.recorded = Recorded::Waiting;
-                delivery.put(self.owner(), Stage::Waiting, cx.batch);
             }
-            delivery.access = Access::Check;
-            delivery.frame = None;
-            delivery.waits_no_more(cx.exchange.gauge(self.id));
-            self.flights.depart(packet_id, delivery);
-            outbox.send(frame, packet_id, Attempt::First, gate);
         }
+    }
+
+    /// Whether one more may be sent.
+    fn has_window(&self) -> bool {
+        self.flights.is_caught_up() && self.flights.has_room(self.receive_maximum)
+    }
+
+    /// Whether there is memory for more in flight.
+    fn sends_on(&self, outbox: &Outbox, cx: &Context<'_>) -> bool {
+        let room = cx.exchange.admission.queue_memory.room();
+        room.sends_on(outbox.weight(), self.flights_weight())
+    }
+
+    /// Sends one message, if it is still to be sent. Comes back if there is no packet identifier for it.
+    fn launch(
+        &mut self,
+        mut delivery: Delivery,
+        outbox: &mut Outbox,
+        cx: &mut Context<'_>,
+    ) -> Option<Delivery> {
+        if delivery.is_expired(cx.now) {
+            cx.counters.dropped_expired.one();
+            self.done(delivery, cx);
+            return None;
+        }
+        if delivery.access == Access::Check && self.refuses(&delivery, cx) {
+            cx.counters.dropped_receive_unauthorized.one();
+            self.done(delivery, cx);
+            return None;
+        }
+        let Some(frame) = self.frame(&mut delivery, outbox, cx) else {
+            self.done(delivery, cx);
+            return None;
+        };
+        let highest = cx.exchange.limits.max_inflight;
+        let Some(packet_id) = self.flights.identifier(highest) else {
+            return Some(delivery);
+        };
+        let mut gate = BatchNumber::NONE;
+        if self.is_stored() {
+            delivery.recorded = Recorded::Otherwise;
+            delivery.put(self.owner(), Stage::Sent(packet_id), cx.batch);
+            // Exactly once: should we forget that we sent it, it would be sent as another one.
+            if delivery.qos == QoS::ExactlyOnce && delivery.is_stored() {
+                gate = cx.number;
+            }
+        } else if delivery.share.is_none() {
+            // Never sent again; the exchange needs its number only.
+            delivery.message = None;
+        } else if delivery.qos == QoS::ExactlyOnce {
+            // Its own from here on, and it ends with it [MQTT-4.8.2-5]: nobody else may get it, also
+            // not after a crash.
+            if delivery.is_stored() {
+                cx.batch.delete(delivery.record);
+                delivery.record = TRANSIENT;
+                gate = cx.number;
+            }
+        } else if delivery.recorded == Recorded::No {
+            delivery.recorded = Recorded::Waiting;
+            delivery.put(self.owner(), Stage::Waiting, cx.batch);
+        }
+        delivery.access = Access::Check;
+        match delivery.qos {
+            QoS::ExactlyOnce => delivery.frame = None,
+            _ => delivery.let_go_of_frame(),
+        }
+        delivery.waits_no_more(cx.exchange.gauge(self.id));
+        self.flights.depart(packet_id, delivery);
+        outbox.send(frame, packet_id, Attempt::First, gate);
+        None
     }
 
     /// Sends again what was under way when the last connection broke [MQTT-4.4.0-1], as far as there is
@@ -561,12 +598,7 @@ impl Session {
     /// The frame for this connection's client, unless it cannot take it: such a message counts as sent
     /// [MQTT-3.1.2-25].
     fn frame(&self, delivery: &mut Delivery, outbox: &Outbox, cx: &Context<'_>) -> Option<Frame> {
-        if let Some(frame) = &delivery.frame
-            && frame.version() != self.version
-        {
-            delivery.frame = None;
-        }
-        let frame = delivery.frame_for(self.version)?;
+        let frame = delivery.frame_for(self.version, &cx.exchange.trash)?;
         if !outbox.takes(frame.len()) {
             cx.counters.dropped_too_large.one();
             return None;
@@ -579,12 +611,11 @@ impl Session {
         if planted!(cx.exchange, QueuedAccessUnchecked) {
             return false;
         }
-        match (&self.identity, delivery.topic()) {
-            (Some(identity), Some(topic)) => {
-                cx.exchange.hooks.may_receive(identity, &topic) == Decision::Deny
-            }
-            _ => true,
-        }
+        let Some(identity) = &self.identity else {
+            return true;
+        };
+        let decision = delivery.with_topic(|topic| cx.exchange.hooks.may_receive(identity, topic));
+        decision != Some(Decision::Allow)
     }
 
     fn push_waiting(&mut self, delivery: Delivery) {
@@ -747,10 +778,7 @@ impl Session {
     /// From here on the message is the client's; PUBREL follows once that is in the store.
     fn release(&mut self, packet_id: PacketId, cx: &mut Context<'_>) {
         let owner = self.owner();
-        if let Some(flight) = self.flights.get(packet_id) {
-            flight.phase = Phase::Released;
-            flight.delivery.message = None;
-            flight.delivery.frame = None;
+        if let Some(flight) = self.flights.release(packet_id) {
             let stage = Stage::Released(packet_id);
             flight.delivery.put(owner, stage, cx.batch);
         }
@@ -830,7 +858,7 @@ impl Session {
         self.link = Link::Away;
         self.owed.connection_lost();
         for delivery in &mut self.waiting {
-            delivery.frame = None;
+            delivery.let_go_of_frame();
             delivery.access = Access::Check;
         }
         let mut shared: Vec<Delivery> = match also_sent {

@@ -72,6 +72,8 @@ pub(crate) struct Shard {
     pub(super) state: State,
     /// Messages for other shards, by shard.
     pub(super) remote: Vec<Vec<Post>>,
+    /// Mail to itself is on its way, and they are posted then.
+    hand_over_asked: bool,
     /// Deliveries that are to wait in their shares once the batch at hand is submitted.
     pub(super) parked: Vec<Parked>,
     pub(super) fanout: Fanout,
@@ -173,6 +175,16 @@ impl Storing {
     }
 }
 
+/// When messages for other shards are posted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum HandOver {
+    Now,
+    Soon,
+}
+
+/// Messages for another shard that do not wait for more: what it can do meanwhile is worth a wake-up.
+const MANY_POSTS: usize = 128;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     Open,
@@ -195,6 +207,7 @@ impl Shard {
             now,
             state: State::Open,
             remote: (0..exchange.shards()).map(|_| Vec::new()).collect(),
+            hand_over_asked: false,
             parked: Vec::new(),
             fanout: Fanout::default(),
             storing: Storing::default(),
@@ -495,7 +508,26 @@ impl Shard {
 
     /// Whether retained messages are to be looked up for a connection, and it has room for them.
     pub(crate) fn can_walk(&mut self, id: ConnectionId) -> bool {
-        self.has_walks(id) && self.has_room_for_retained(id)
+        if !self.tenants.get(id).is_some_and(|tenant| tenant.walks) {
+            return false;
+        }
+        if !self.has_walks(id) {
+            if let Some(tenant) = self.tenants.get(id) {
+                tenant.walks = false;
+            }
+            return false;
+        }
+        self.has_room_for_retained(id)
+    }
+
+    /// Whether there may be something to write, or to look up in order to write it. To be asked, like
+    /// [`write`](Shard::write), when the connection's task has its turn.
+    pub(crate) fn has_output(&mut self, id: ConnectionId) -> bool {
+        self.tenants.relieve(id);
+        self.tenants.get(id).is_some_and(|tenant| {
+            tenant.news = News::None;
+            !tenant.outbox.is_idle() || tenant.walks
+        })
     }
 
     /// Looks up retained messages for a connection, as many as are looked at in one go. Says whether it did;
@@ -605,6 +637,8 @@ impl Shard {
                 Mail::Inquiry(inquiry) => self.inquire(inquiry),
                 Mail::Visit(visit) => self.visit(visit),
                 Mail::Trace(order) => self.trace_order(order),
+                // Done by `settle`, which follows.
+                Mail::HandOver => self.hand_over_asked = false,
                 Mail::Drain => {
                     self.state = State::Closing;
                     for id in self.tenants.all(self.number) {
@@ -733,6 +767,16 @@ impl Shard {
 
     /// Ends a batch of inputs.
     pub(crate) fn settle(&mut self) {
+        self.settle_and(HandOver::Now);
+    }
+
+    /// Ends a batch of inputs of which many follow. What is for other shards is posted when the tasks that are
+    /// ready now have had their turn, or when it is much: one piece of mail and one wake-up for all of them.
+    pub(crate) fn settle_among_many(&mut self) {
+        self.settle_and(HandOver::Soon);
+    }
+
+    fn settle_and(&mut self, hand_over: HandOver) {
         loop {
             while let Some(id) = self.tenants.overflowed.pop() {
                 let serving = |t: &mut Tenant| t.connection.is_serving();
@@ -757,11 +801,21 @@ impl Shard {
             if !self.storing.deferred.is_empty() {
                 self.file_deferred();
             }
+            let mut left = false;
             for (shard, posts) in self.remote.iter_mut().enumerate() {
-                if !posts.is_empty() {
-                    let posts = std::mem::take(posts);
-                    self.exchange.mailbox(shard).post(Mail::Deliver(posts));
+                if posts.is_empty() {
+                    continue;
                 }
+                if hand_over == HandOver::Soon && posts.len() < MANY_POSTS {
+                    left = true;
+                    continue;
+                }
+                let posts = std::mem::take(posts);
+                self.exchange.mailbox(shard).post(Mail::Deliver(posts));
+            }
+            if left && !self.hand_over_asked {
+                self.hand_over_asked = true;
+                self.mailbox.post(Mail::HandOver);
             }
             // What needed no storing, and stores that are quick: done at once, which may lead to more.
             let before = self.storing.number;
@@ -769,7 +823,7 @@ impl Shard {
             if self.storing.batch.is_empty()
                 && self.storing.deferred.is_empty()
                 && self.tenants.overflowed.is_empty()
-                && self.remote.iter().all(Vec::is_empty)
+                && (left || self.remote.iter().all(Vec::is_empty))
                 && self.parked.is_empty()
                 && self.storing.number == before
             {
@@ -1086,7 +1140,10 @@ impl Shard {
 
     /// Sends retained messages on a connection, if any are to be sent.
     pub(super) fn begin_walks(&mut self, id: ConnectionId) {
-        if self.has_walks(id) {
+        if self.has_walks(id)
+            && let Some(tenant) = self.tenants.get(id)
+        {
+            tenant.walks = true;
             self.walkers.push(id);
         }
     }

@@ -13,13 +13,15 @@
 //! that join, leave, sleep and wake never shift the others, which an index into a list of members
 //! does: each change would skip one or serve it twice.
 //!
-//! Cost: round robin is logarithmic in the members online; the other two strategies look at each of
-//! them for each message, which is meant for groups of tens, and done for groups of any size.
+//! Cost: all workers stand in line for a group with every message of it, so round robin is a few instructions:
+//! the first of the line goes to its end. Who leaves the line leaves a gap, which is passed over when it is
+//! first, and closed up when there are as many gaps as members. The other two strategies look at each member
+//! for each message, which is meant for groups of tens, and done for groups of any size.
 //!
 //! Not here: how many may wait and what is dropped then (the limits of its keeper), messages that a
 //! member has but did not acknowledge (its session).
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// How the member that gets a message of a shared subscription is chosen, among those online.
@@ -72,9 +74,12 @@ pub(crate) enum Choice<I, O> {
 #[derive(Debug)]
 pub(crate) struct Group<I, O, T> {
     strategy: ShareStrategy,
-    members: HashMap<I, Member<O>>,
-    /// Members online by turn.
-    line: BTreeMap<u64, Place<I>>,
+    /// Where each member is.
+    places: HashMap<I, u32>,
+    /// Free where `None`.
+    members: Vec<Option<Member<I, O>>>,
+    free: Vec<u32>,
+    line: Line,
     /// The turn of whoever comes to the end of the line next. Counts on for centuries.
     next_turn: u64,
     /// How many members are stored.
@@ -84,18 +89,64 @@ pub(crate) struct Group<I, O, T> {
 }
 
 #[derive(Debug)]
-struct Member<O> {
+struct Member<I, O> {
+    who: I,
+    /// Hash of the member, for rendezvous with publishers.
+    seed: u64,
     options: O,
     membership: Membership,
-    /// Its place in `line`; `None` while it is away.
+    /// Its turn in `line`; `None` while it is away.
     turn: Option<u64>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Place<I> {
-    member: I,
-    /// Hash of the member, for rendezvous with publishers.
-    seed: u64,
+/// Members online by turn, and gaps.
+#[derive(Debug, Default)]
+struct Line {
+    places: VecDeque<(u64, Option<u32>)>,
+    gaps: usize,
+}
+
+/// Gaps that a line may have in any case.
+const GAPS: usize = 16;
+
+impl Line {
+    /// Somebody with the highest turn so far.
+    fn join(&mut self, turn: u64, member: u32) {
+        debug_assert!(self.places.back().is_none_or(|(last, _)| *last < turn));
+        self.places.push_back((turn, Some(member)));
+    }
+
+    fn leave(&mut self, turn: u64) {
+        if let Ok(at) = self.places.binary_search_by_key(&turn, |(turn, _)| *turn) {
+            self.leave_at(at);
+        }
+    }
+
+    fn leave_at(&mut self, at: usize) {
+        match at {
+            0 => {
+                self.places.pop_front();
+            }
+            _ => {
+                self.places[at].1 = None;
+                self.gaps += 1;
+            }
+        }
+        while let Some((_, None)) = self.places.front() {
+            self.places.pop_front();
+            self.gaps -= 1;
+        }
+        if self.gaps > GAPS && self.gaps > self.places.len() / 2 {
+            self.places.retain(|(_, member)| member.is_some());
+            self.gaps = 0;
+        }
+    }
+
+    /// Who is in the line, first the first; with the place of each.
+    fn iter(&self) -> impl Iterator<Item = (usize, u32)> {
+        let places = self.places.iter().enumerate();
+        places.filter_map(|(at, (_, member))| Some((at, (*member)?)))
+    }
 }
 
 impl<I: Copy + Eq + Hash, O: Copy, T> Group<I, O, T> {
@@ -103,8 +154,10 @@ impl<I: Copy + Eq + Hash, O: Copy, T> Group<I, O, T> {
     pub(crate) fn new(strategy: ShareStrategy) -> Group<I, O, T> {
         Group {
             strategy,
-            members: HashMap::new(),
-            line: BTreeMap::new(),
+            places: HashMap::new(),
+            members: Vec::new(),
+            free: Vec::new(),
+            line: Line::default(),
             next_turn: 0,
             stored: 0,
             waiting: VecDeque::new(),
@@ -119,33 +172,50 @@ impl<I: Copy + Eq + Hash, O: Copy, T> Group<I, O, T> {
         membership: Membership,
         presence: Presence,
     ) -> Joined {
-        let mut member = Member {
-            options,
-            membership,
-            turn: None,
-        };
-        let before = self.members.remove(&who);
-        if let Some(before) = &before {
-            self.stored -= usize::from(before.membership == Membership::Stored);
-            member.turn = before.turn;
-        }
         self.stored += usize::from(membership == Membership::Stored);
-        self.members.insert(who, member);
+        let joined = match self.member(who) {
+            Some(member) => {
+                let before = std::mem::replace(&mut member.membership, membership);
+                member.options = options;
+                self.stored -= usize::from(before == Membership::Stored);
+                Joined::Replaced
+            }
+            None => {
+                let member = Some(Member {
+                    who,
+                    seed: seed(who),
+                    options,
+                    membership,
+                    turn: None,
+                });
+                let place = self.free.pop().unwrap_or_else(|| {
+                    self.members.push(None);
+                    (self.members.len() - 1) as u32
+                });
+                self.members[place as usize] = member;
+                self.places.insert(who, place);
+                Joined::New
+            }
+        };
         self.set_presence(who, presence);
-        match before {
-            None => Joined::New,
-            Some(_) => Joined::Replaced,
-        }
+        joined
+    }
+
+    fn member(&mut self, who: I) -> Option<&mut Member<I, O>> {
+        let place = self.places.get(&who)?;
+        self.members.get_mut(*place as usize)?.as_mut()
     }
 
     /// The options of a member.
     pub(crate) fn options(&self, who: I) -> Option<O> {
-        self.members.get(&who).map(|member| member.options)
+        let place = self.places.get(&who)?;
+        let member = self.members.get(*place as usize)?.as_ref();
+        member.map(|member| member.options)
     }
 
     /// Changes what is known of a member.
     pub(crate) fn update(&mut self, who: I, change: impl FnOnce(&mut O)) {
-        if let Some(member) = self.members.get_mut(&who) {
+        if let Some(member) = self.member(who) {
             change(&mut member.options);
         }
     }
@@ -153,11 +223,16 @@ impl<I: Copy + Eq + Hash, O: Copy, T> Group<I, O, T> {
     /// Removes a member; says whether it was one. When the last stored one has left, what still
     /// waits will not be fetched: see [`can_wait`](Self::can_wait).
     pub(crate) fn leave(&mut self, who: I) -> bool {
-        let Some(member) = self.members.remove(&who) else {
+        let Some(place) = self.places.remove(&who) else {
             return false;
         };
+        let Some(member) = self.members[place as usize].take() else {
+            debug_assert!(false, "whoever has a place is a member");
+            return false;
+        };
+        self.free.push(place);
         if let Some(turn) = member.turn {
-            self.line.remove(&turn);
+            self.line.leave(turn);
         }
         self.stored -= usize::from(member.membership == Membership::Stored);
         true
@@ -166,22 +241,21 @@ impl<I: Copy + Eq + Hash, O: Copy, T> Group<I, O, T> {
     /// A member connected or lost its connection. Who comes joins the end of the line. Nothing
     /// happens for somebody who is no member.
     pub(crate) fn set_presence(&mut self, who: I, presence: Presence) {
-        let Some(member) = self.members.get_mut(&who) else {
+        let Some(place) = self.places.get(&who).copied() else {
+            return;
+        };
+        let Some(member) = &mut self.members[place as usize] else {
             return;
         };
         match (presence, member.turn) {
             (Presence::Online, None) => {
                 member.turn = Some(self.next_turn);
-                let place = Place {
-                    member: who,
-                    seed: seed(who),
-                };
-                self.line.insert(self.next_turn, place);
+                self.line.join(self.next_turn, place);
                 self.next_turn += 1;
             }
             (Presence::Away, Some(turn)) => {
                 member.turn = None;
-                self.line.remove(&turn);
+                self.line.leave(turn);
             }
             (Presence::Online, Some(_)) | (Presence::Away, None) => {}
         }
@@ -189,7 +263,7 @@ impl<I: Copy + Eq + Hash, O: Copy, T> Group<I, O, T> {
 
     /// Whether nobody is a member, so that the group can go.
     pub(crate) fn is_empty(&self) -> bool {
-        self.members.is_empty()
+        self.places.is_empty()
     }
 
     /// Whether a message that [nobody](Choice::Nobody) can get now may wait: somebody will come back
@@ -207,27 +281,33 @@ impl<I: Copy + Eq + Hash, O: Copy, T> Group<I, O, T> {
         mut in_flight: impl FnMut(I) -> u32,
         eligible: impl Fn(I) -> bool,
     ) -> Choice<I, O> {
-        let mut line = self.line.iter().filter(|(_, place)| eligible(place.member));
+        let members = &self.members;
+        let mut line = self.line.iter().filter_map(|(at, place)| {
+            let member = members[place as usize].as_ref()?;
+            eligible(member.who).then_some((at, place, member))
+        });
         // Of equals, `min_by_key` takes the first: whose turn it is.
         let chosen = match self.strategy {
             ShareStrategy::RoundRobin => line.next(),
-            ShareStrategy::LeastInFlight => line.min_by_key(|(_, place)| in_flight(place.member)),
-            ShareStrategy::StickyByPublisher => {
-                line.min_by_key(|(_, place)| mix(place.seed ^ publisher))
-            }
+            ShareStrategy::LeastInFlight => line
+                .by_ref()
+                .min_by_key(|(_, _, member)| in_flight(member.who)),
+            ShareStrategy::StickyByPublisher => line
+                .by_ref()
+                .min_by_key(|(_, _, member)| mix(member.seed ^ publisher)),
         };
-        let Some((&turn, &place)) = chosen else {
+        let Some((at, place)) = chosen.map(|(at, place, _)| (at, place)) else {
             return Choice::Nobody;
         };
-        let Some(member) = self.members.get_mut(&place.member) else {
-            debug_assert!(false, "whoever is in the line is a member");
+        drop(line);
+        let Some(member) = &mut self.members[place as usize] else {
             return Choice::Nobody;
         };
-        self.line.remove(&turn);
-        self.line.insert(self.next_turn, place);
+        self.line.leave_at(at);
+        self.line.join(self.next_turn, place);
         member.turn = Some(self.next_turn);
         self.next_turn += 1;
-        Choice::Member(place.member, member.options)
+        Choice::Member(member.who, member.options)
     }
 
     /// Keeps `item` until somebody comes. Call only while [`can_wait`](Self::can_wait); how many may
@@ -240,12 +320,16 @@ impl<I: Copy + Eq + Hash, O: Copy, T> Group<I, O, T> {
 
     /// Whether a member other than `not` is online.
     pub(crate) fn has_online_besides(&self, not: I) -> bool {
-        self.line.values().any(|place| place.member != not)
+        let mut online = self.line.iter();
+        online.any(|(_, place)| {
+            let member = self.members[place as usize].as_ref();
+            member.is_some_and(|member| member.who != not)
+        })
     }
 
     /// How many members there are.
     pub(crate) fn members(&self) -> usize {
-        self.members.len()
+        self.places.len()
     }
 
     /// How many items wait.
@@ -479,7 +563,7 @@ mod tests {
         }
         assert_eq!(group.is_empty(), present.is_empty());
         assert_eq!(group.can_wait(), !present.is_empty());
-        assert_eq!(group.members.len(), present.len());
+        assert_eq!(group.members(), present.len());
     }
 
     fn online(present: &BTreeMap<u32, Presence>) -> BTreeSet<u32> {
@@ -503,7 +587,10 @@ mod tests {
                 let online = online(&present);
                 owed.retain(|who, _| online.contains(who));
                 owed.values_mut().for_each(|first| first.retain(|who| online.contains(who)));
-                prop_assert_eq!(group.line.len(), online.len());
+                prop_assert_eq!(group.line.iter().count(), online.len());
+                let gaps = group.line.places.len() - online.len();
+                prop_assert_eq!(group.line.gaps, gaps);
+                prop_assert!(gaps <= GAPS.max(online.len()), "{gaps} gaps");
                 if let Step::Publish = step {
                     let served = next(&mut group);
                     prop_assert_eq!(served.is_some(), !online.is_empty());

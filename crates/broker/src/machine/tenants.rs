@@ -66,6 +66,8 @@ pub(crate) struct Tenant {
     /// There is something new since the task last looked, and it was not told: it is awake.
     pub(crate) news: News,
     pub(crate) pressure: Pressure,
+    /// Whether its session may have retained messages to be looked up.
+    pub(crate) walks: bool,
     /// Bytes of its answers that wait for the store.
     pub(crate) deferred: usize,
     /// A refused publish is logged once per connection, not once per message.
@@ -173,6 +175,7 @@ impl Tenant {
             rest: Rest::Awake,
             news: News::None,
             pressure: Pressure::None,
+            walks: false,
             deferred: 0,
             denials: Denials::Unseen,
             farewell: Farewell::Drop,

@@ -367,6 +367,13 @@ where
         if is_stuck && self.unsent.is_empty() && self.flush(cx)?.is_pending() {
             return Ok(Poll::Pending);
         }
+        if self.unsent.is_empty()
+            && self.flushing == Flushing::Clean
+            && self.outbound.as_ref().is_none_or(|it| it.timer.is_none())
+            && !self.worker.shard.borrow_mut().has_output(self.id)
+        {
+            return Ok(Poll::Ready(()));
+        }
         let chunk = self.worker.shard.borrow().room_to_write(WRITE_CHUNK);
         while sent < WRITE_CHUNK {
             while !self.unsent.is_empty() {
@@ -797,7 +804,7 @@ fn decode(worker: &Worker, id: ConnectionId, decoder: &mut Decoder, buffer: &mut
             }
         }
     }
-    shard.settle();
+    shard.settle_among_many();
     messages
 }
 
