@@ -168,7 +168,7 @@ proptest! {
             patched[at..at + 4].copy_from_slice(&left.saturating_sub(1).to_be_bytes());
             let later = Layout { message_expiry_interval: Some(left.saturating_sub(1)), ..layout };
             let later = PublishFrame::new(&publish, later).expect("can be said");
-            prop_assert_eq!(&patched[..], &later.head()[..]);
+            prop_assert_eq!(&patched[..], later.head());
         }
     }
 }

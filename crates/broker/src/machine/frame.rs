@@ -88,8 +88,8 @@ impl From<Vec<u32>> for SubscriptionIds {
 }
 
 impl Frame {
-    /// Encodes `publish`, whose strings and payload must own their memory, for one layout. `since` is
-    /// the tick at which it came in.
+    /// Encodes `publish` for one layout. A payload of more than [`PublishFrame::COPIED`] bytes is shared, and
+    /// must own its memory. `since` is the tick at which it came in.
     pub(crate) fn encode(
         publish: &Publish,
         layout: &Layout,

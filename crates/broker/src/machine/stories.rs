@@ -17,7 +17,7 @@ use super::mailbox::Mail;
 use super::shard::Shard;
 use super::slots::ConnectionId;
 use super::tenants::{Origin, Rest};
-use super::world::{World, packet_id, qos0, qos1, with_will};
+use super::world::{World, packet_id, qos0, qos1, subscribe_to, with_will};
 use crate::limits::{Limits, Overflow, Retain};
 use crate::transport::Protocol;
 
@@ -950,6 +950,59 @@ fn a_full_member_does_not_stop_its_share() {
     world.send(publisher, qos1(3, "a", "3"));
     world.send(other, PubAck::success(packet_id(1)));
     assert_eq!(payloads(&mut world, other), ["3"], "it waited for room");
+}
+
+/// What was sent to a member of a share and not acknowledged goes to another as it was published, whatever
+/// the first one was sent: nothing but what was sent may be left of it.
+#[test]
+fn a_message_under_way_goes_to_another_member_as_it_was_published() {
+    for (first, second, size) in [
+        (V5, V5, 10),
+        (V5, V5, 10_000),
+        (V5, V3, 10),
+        (V3, V5, 10),
+        (V3, V5, 10_000),
+        (V3, V3, 10),
+    ] {
+        let mut world = World::new();
+        let publisher = world.client(0, V5, "publisher");
+        let one = world.client(1, first, "one");
+        let mut wish = subscribe_to("$share/g/a");
+        wish.subscriptions[0].qos = QoS::AtLeastOnce;
+        if first == V5 {
+            wish.properties.subscription_id = SubscriptionId::new(7);
+        }
+        world.send(one, wish);
+        world.look(one);
+        let mut published = Publish {
+            qos: QoS::ExactlyOnce,
+            packet_id: Some(packet_id(1)),
+            ..qos0("a", &"x".repeat(size))
+        };
+        published.properties.content_type = Some("text/plain".into());
+        published.properties.user_properties = vec![("k".into(), "v".into())];
+        world.send(publisher, published.clone());
+        let sent = world.look(one).packets;
+        assert!(
+            matches!(&sent[..], [Packet::Publish(p)] if p.qos == QoS::AtLeastOnce),
+            "{sent:?}"
+        );
+
+        let other = world.subscriber(2, second, "other", "$share/g/a", QoS::ExactlyOnce);
+        world.shards[one.shard()].lost(one, "reset".into());
+        world.shards[one.shard()].settle();
+        world.deliver_mail();
+        if second == V3 {
+            published.properties = Default::default();
+        }
+        let got = world.look(other).packets;
+        assert_eq!(
+            got,
+            [Packet::from(published)],
+            "{first:?}, then {second:?}, {size} bytes"
+        );
+        assert_eq!(world.exchange.stats().share_redelivered, 1);
+    }
 }
 
 #[test]

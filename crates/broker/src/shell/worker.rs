@@ -184,6 +184,9 @@ pub(super) async fn work(
     seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut probes = tokio::time::interval(PROBE);
     probes.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // The first probe comes a moment later: one that hangs before it would never be found late.
+    let delays = &worker.exchange.admission.delays;
+    delays.looked(number, worker.clock.now().tick, Duration::ZERO);
     loop {
         let came = poll_fn(|cx| {
             // All are looked at each time: however much there is of one, the others get on.
